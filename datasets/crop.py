@@ -1,0 +1,40 @@
+"""A crop: one photograph of one target, as it lies on disk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+JUNK = "-1"
+"""The pid of junk, detections that are neither right nor wrong (Market-1501): dropped from every ranking."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """One photograph of one target, with what its dataset says of it.
+
+    Attributes:
+        path: the image file.
+        pid: the identity (a person or a vehicle) as text; None where unknown, "-1" for junk.
+        camid: the camera as text; None where unknown.
+    """
+
+    path: Path
+    pid: str | None = None
+    camid: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The three parts of a ReID dataset, each in a fixed order.
+
+    Attributes:
+        layout: the name of the layout it was read as.
+        train: crops to learn from; may be empty.
+        query: crops to search with.
+        gallery: crops to search in.
+    """
+
+    layout: str
+    train: Sequence[Crop]
+    query: Sequence[Crop]
+    gallery: Sequence[Crop]
