@@ -16,25 +16,25 @@ class Crop:
         path: the image file.
         pid: the identity (a person or a vehicle) as text; None where unknown, "-1" for junk.
         camid: the camera as text; None where unknown.
+        timestamp: when it was taken, microseconds since 1970 UTC; None where unknown.
     """
 
     path: Path
     pid: str | None = None
     camid: str | None = None
+    timestamp: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The three parts of a ReID dataset, each in a fixed order.
+    """The parts of a ReID dataset that scoring needs, each in a fixed order.
 
     Attributes:
         layout: the name of the layout it was read as.
-        train: crops to learn from; may be empty.
         query: crops to search with.
         gallery: crops to search in.
     """
 
     layout: str
-    train: Sequence[Crop]
     query: Sequence[Crop]
     gallery: Sequence[Crop]

@@ -1,0 +1,1 @@
+"""The console commands, one module each; they bind the rooms together and no room imports them."""

@@ -1,0 +1,100 @@
+"""What every command does alike: exit codes, errors in one line, results for people or machines, progress."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from reidserve.errors import ReidError
+
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+INTERRUPTED = 128 + signal.SIGINT
+
+Json = Annotated[bool, Parameter(negative="", help="Print the result as one JSON object, for machines.")]
+Force = Annotated[bool, Parameter(negative="", help="Replace what is there already.")]
+
+_EPILOGUE = (
+    "Exit codes: 0 done, 1 failed or something was left out, 2 wrong usage, 130 interrupted. "
+    "Results go to standard output, progress and errors to standard error."
+)
+
+
+def make_app(name: str, summary: str) -> App:
+    """A command whose help says what its exit codes mean."""
+    return App(
+        name=name,
+        help=summary,
+        help_epilogue=_EPILOGUE,
+        version=version("reidserve"),
+        help_format="markdown",
+        result_action="return_value",
+        exit_on_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+
+
+def run(app: App) -> NoReturn:
+    """Run a command and end the process with its exit code; an expected failure is one line, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that is not Unicode must not end a report half-way.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        sys.exit(app() or DONE)
+    except CycloptsError:  # printed by cyclopts
+        sys.exit(WRONG_USAGE)
+    except KeyboardInterrupt:
+        sys.exit(_fail("INTERRUPTED", "interrupted", INTERRUPTED))
+    except ReidError as error:
+        sys.exit(_fail(error.reason, str(error), FAILED))
+    except BrokenPipeError:
+        # The reader of a pipe has left (head, less): nothing to say and nobody to say it to.
+        sys.stderr.close()
+        sys.exit(FAILED)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        sys.exit(_fail("SYSTEM_ERROR", f"{name}{error.strerror or error}", FAILED))
+
+
+def _fail(reason: str, message: str, code: int) -> int:
+    if "--json" in sys.argv:
+        print_json({"error": {"reason": reason, "message": message}})
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def print_json(result: Any) -> None:  # noqa: ANN401  # anything msgspec encodes
+    """Print one JSON object on one line of standard output."""
+    print(msgspec.json.encode(result).decode(), flush=True)
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print a result for people."""
+    print("\n".join(lines), flush=True)
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Print names and values for people, one a line, values in a column."""
+    width = max(len(name) for name in facts)
+    print_lines([f"{name:<{width}}  {value}" for name, value in facts.items()])
+
+
+def warn(message: str) -> None:
+    """Print a line that is neither result nor failure."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, only where a person watches; the block calls it with (done, total)."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

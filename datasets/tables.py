@@ -1,0 +1,85 @@
+"""A CSV table of crops: the columns path, pid, camid, timestamp and split, of which only path is needed."""
+
+import csv
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from reidserve.datasets.crop import Crop, Dataset
+from reidserve.errors import DatasetError
+
+COLUMNS = ("path", "pid", "camid", "timestamp", "split")
+SPLITS = ("train", "query", "gallery")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def crops_of_table(path: Path) -> list[Crop]:
+    """All crops of a table, in its order; paths are taken from the table's folder, timestamps are ISO 8601.
+
+    Raises:
+        DatasetError: the table cannot be read, a column is unknown, or a row is wrong (it is named).
+    """
+    return [_crop(path, line, row) for line, row in _rows(path)]
+
+
+def dataset_of_table(path: Path) -> Dataset:
+    """The query and gallery parts of a table with a column `split` (train, query or gallery).
+
+    Raises:
+        DatasetError: as `crops_of_table`, or a split is missing.
+    """
+    parts: dict[str, list[Crop]] = {split: [] for split in SPLITS}
+    for line, row in _rows(path):
+        split = row.get("split")
+        if split not in SPLITS:
+            raise DatasetError(f"{path}, line {line}: split must be {', '.join(SPLITS)}, got {split!r}")
+        parts[split].append(_crop(path, line, row))
+    for split in ("query", "gallery"):
+        if not parts[split]:
+            raise DatasetError(f"{path} has no row whose split is {split!r}")
+    return Dataset("csv", query=parts["query"], gallery=parts["gallery"])
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            header = reader.fieldnames or []
+            unknown = sorted(set(header) - set(COLUMNS))
+            if "path" not in header or unknown:
+                raise DatasetError(
+                    f"{path} must have the columns path and any of {', '.join(COLUMNS[1:])}, got {', '.join(header)}"
+                )
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DatasetError(f"{path}, line {reader.line_num}: expected {len(header)} fields")
+                yield reader.line_num, row
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is no CSV table in UTF-8: {error}") from error
+
+
+def _crop(table: Path, line: int, row: Mapping[str, str]) -> Crop:
+    if not row["path"]:
+        raise DatasetError(f"{table}, line {line}: the path is empty")
+    return Crop(
+        table.parent / row["path"],
+        pid=row.get("pid") or None,
+        camid=row.get("camid") or None,
+        timestamp=_microseconds(table, line, row.get("timestamp") or None),
+    )
+
+
+def _microseconds(table: Path, line: int, text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise DatasetError(f"{table}, line {line}: the timestamp {text!r} is not ISO 8601") from error
+    if moment.tzinfo is None:
+        raise DatasetError(f"{table}, line {line}: the timestamp {text!r} has no time zone (end it in Z for UTC)")
+    elapsed = moment - _EPOCH
+    return (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds

@@ -1,0 +1,28 @@
+"""Images to embeddings: the contract, the artifact and the embedder. The kernel; it knows nothing of the other rooms."""
+
+from reidserve.embed.artifact import Artifact, read_artifact
+from reidserve.embed.contract import Contract, Network, Preprocessing, Source
+from reidserve.embed.embedder import Embedder, Embeddings, open_embedder, start_embedder
+from reidserve.embed.images import Batch, Image, ResizeFilter, decode, resize
+from reidserve.embed.onnx_session import Device
+from reidserve.embed.session import Session
+
+__all__ = [
+    "Artifact",
+    "Batch",
+    "Contract",
+    "Device",
+    "Embedder",
+    "Embeddings",
+    "Image",
+    "Network",
+    "Preprocessing",
+    "ResizeFilter",
+    "Session",
+    "Source",
+    "decode",
+    "open_embedder",
+    "read_artifact",
+    "resize",
+    "start_embedder",
+]

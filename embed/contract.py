@@ -1,0 +1,124 @@
+"""The contract: all that must be known to compute the same embedding again, carried with the model."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from reidserve.embed.images import FILTERS, ResizeFilter
+from reidserve.errors import ArtifactError
+
+MODEL_FILE = "model.onnx"
+MAX_SIDE = 4096
+
+
+class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the graph does to the uint8 RGB batch before the backbone: for people to read, never for code to apply.
+
+    Attributes:
+        mean: per channel of the colour order, in units of pixel / 255.
+        std: per channel of the colour order, in units of pixel / 255.
+        colour: the channel order the backbone was trained on.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    colour: Literal["rgb", "bgr"]
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the weights came from.
+
+    Attributes:
+        kind: "onnx" for an adopted graph.
+        sha256: of the file that was exported.
+        dialect: the project whose checkpoint it was; None for an adopted graph.
+    """
+
+    kind: Literal["onnx", "checkpoint"]
+    sha256: str
+    dialect: str | None = None
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known of the architecture; None where an adopted graph does not tell.
+
+    Attributes:
+        backbone: such as "resnet50_ibn_a".
+        neck: such as "bnneck".
+        pooling: such as "average" or "gem".
+        feature: whether the embedding is taken before or after the neck.
+        flip: whether the embedding averages the crop and its mirror image.
+    """
+
+    backbone: str | None = None
+    neck: str | None = None
+    pooling: str | None = None
+    feature: Literal["before_neck", "after_neck"] | None = None
+    flip: bool = False
+
+
+class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model's promise: a uint8 RGB crop resized like this gives a float32 unit vector of that many dimensions.
+
+    Attributes:
+        format: version of this structure.
+        height: input height, pixels.
+        width: input width, pixels.
+        resize: the Pillow filter that resizes a crop to the input size.
+        dim: dimensions of an embedding.
+        preprocessing: what the graph does inside.
+        network: what is known of the architecture.
+        source: where the weights came from.
+        files: sha256 of every other file of the artifact, by name.
+    """
+
+    format: Literal[1] = 1
+    height: int
+    width: int
+    resize: ResizeFilter
+    dim: int
+    preprocessing: Preprocessing
+    network: Network
+    source: Source
+    files: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for name, side in (("height", self.height), ("width", self.width)):
+            if not 1 <= side <= MAX_SIDE:
+                raise ArtifactError(f"{name} must be 1 to {MAX_SIDE} pixels, got {side}")
+        if self.resize not in FILTERS:
+            raise ArtifactError(f"resize must be one of {', '.join(FILTERS)}, got {self.resize!r}")
+        if self.dim < 1:
+            raise ArtifactError(f"dim must be at least 1, got {self.dim}")
+        if MODEL_FILE not in self.files:
+            raise ArtifactError(f"files must name {MODEL_FILE}, got {sorted(self.files)}")
+
+    @property
+    def identity(self) -> str:
+        """The sha256 that names the embedding function: equal identities give comparable embeddings."""
+        facts = {
+            "model": self.files[MODEL_FILE],
+            "height": self.height,
+            "width": self.width,
+            "resize": self.resize,
+        }
+        return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()
+
+
+def encode_contract(contract: Contract) -> bytes:
+    """The contract as indented JSON with sorted keys: equal contracts are equal bytes."""
+    return msgspec.json.format(msgspec.json.encode(contract, order="sorted"), indent=2) + b"\n"
+
+
+def decode_contract(data: bytes) -> Contract:
+    """Read a contract strictly.
+
+    Raises:
+        ArtifactError: not JSON, a field too many or too few, or a value out of range.
+    """
+    try:
+        return msgspec.json.decode(data, type=Contract)
+    except msgspec.DecodeError as error:  # ValidationError is one
+        raise ArtifactError(f"the contract does not read: {error}") from error

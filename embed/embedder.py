@@ -1,0 +1,110 @@
+"""The embedder: an artifact on an engine, from encoded bytes to unit embeddings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reidserve.embed.artifact import Artifact, read_artifact
+from reidserve.embed.canaries import compare_canaries
+from reidserve.embed.contract import MODEL_FILE, Contract
+from reidserve.embed.images import Batch, Image, decode, resize
+from reidserve.embed.onnx_session import Device, OnnxSession
+from reidserve.embed.session import Session
+from reidserve.errors import EmbeddingError
+
+Embeddings = NDArray[np.float32]
+"""(N, dim), C-contiguous, rows of unit length."""
+
+UNIT_TOLERANCE = 1e-3
+
+
+class Embedder:
+    """A contract and a session that fulfils it.
+
+    Attributes:
+        contract: what is promised.
+        engine: what computes it, such as "fp32/onnxruntime-cpu".
+        max_batch: the largest batch the engine is given at once.
+    """
+
+    def __init__(self, contract: Contract, session: Session) -> None:
+        self.contract = contract
+        self.engine = session.engine
+        self.max_batch = session.max_batch
+        self._session = session
+
+    def prepare(self, data: bytes) -> Image:
+        """Encoded bytes to one (height, width, 3) uint8 row of a Batch.
+
+        Raises:
+            ImageError: the bytes are no image that is accepted.
+        """
+        contract = self.contract
+        return resize(
+            decode(data), height=contract.height, width=contract.width, resize_filter=contract.resize
+        )
+
+    def embed(self, batch: Batch) -> Embeddings:
+        """A Batch (N, height, width, 3) to Embeddings (N, dim), whatever N.
+
+        Raises:
+            EmbeddingError: the batch has another shape, or the model gave NaN or a vector that is not of unit length.
+        """
+        expected = (self.contract.height, self.contract.width, 3)
+        if batch.dtype != np.uint8 or batch.shape[1:] != expected:
+            raise EmbeddingError(
+                f"expected a uint8 batch of (N, {', '.join(map(str, expected))}), got {batch.dtype} {batch.shape}"
+            )
+        rows = np.empty((len(batch), self.contract.dim), np.float32)
+        for start in range(0, len(batch), self.max_batch):
+            part = self._session(batch[start : start + self.max_batch])
+            if part.shape[1:] != rows.shape[1:]:
+                raise EmbeddingError(f"the contract promises {self.contract.dim} dimensions, got {part.shape}")
+            rows[start : start + self.max_batch] = part
+        _check_unit(rows)
+        return rows
+
+    def embed_encoded(self, images: Sequence[bytes]) -> Embeddings:
+        """Encoded images to Embeddings (N, dim).
+
+        Raises:
+            ImageError: one of them is no image that is accepted.
+            EmbeddingError: the model gave NaN or a vector that is not of unit length.
+        """
+        return self.embed(np.stack([self.prepare(data) for data in images]))
+
+
+def _check_unit(rows: Embeddings) -> None:
+    norms = np.sqrt(np.vecdot(rows, rows))
+    # Written so that NaN fails.
+    bad = np.flatnonzero(~(np.abs(norms - 1) <= UNIT_TOLERANCE))
+    if bad.size:
+        raise EmbeddingError(
+            f"the model gave no unit vector for {bad.size} of {len(rows)} images (first: image {bad[0]}, "
+            f"length {norms[bad[0]]:g})"
+        )
+
+
+def open_embedder(folder: Path, *, device: Device = "cpu") -> Embedder:
+    """Read the artifact in a folder, start its engine, and see that the canaries hold.
+
+    Raises:
+        ArtifactError: the folder is no whole artifact, or computes something else here.
+        DeviceError: the device was not obtained.
+    """
+    return start_embedder(read_artifact(folder), device=device)
+
+
+def start_embedder(artifact: Artifact, *, device: Device = "cpu") -> Embedder:
+    """Start the engine of an artifact that was read, and see that the canaries hold.
+
+    Raises:
+        ArtifactError: it computes something else here.
+        DeviceError: the device was not obtained.
+    """
+    embedder = Embedder(artifact.contract, OnnxSession(artifact.folder / MODEL_FILE, device=device))
+    embeddings = embedder.embed_encoded(artifact.canaries.images)
+    compare_canaries(artifact.canaries, embeddings, engine=embedder.engine)
+    return embedder

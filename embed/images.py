@@ -1,0 +1,76 @@
+"""Encoded bytes to pixels, and pixels to a model's input size: the one decode and the one resize of reidserve.
+
+Training, export, indexing and serving all come through here, so a crop looks the same to the network
+wherever it meets one.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import ImageOps
+
+from reidserve.errors import ImageError, ImageTooLargeError
+
+Image = NDArray[np.uint8]
+"""(H, W, 3), RGB."""
+
+Batch = NDArray[np.uint8]
+"""(N, height, width, 3), RGB, resized as in training."""
+
+ResizeFilter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+FILTERS: Sequence[ResizeFilter] = get_args(ResizeFilter)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAX_BYTES = 16 * 2**20
+MAX_PIXELS = 50_000_000
+
+
+def decode(data: bytes) -> Image:
+    """Decode a JPEG, PNG, WebP or BMP into RGB as ReID training code does, (H, W, 3) uint8.
+
+    That is Pillow's `convert("RGB")` (torchreid, fast-reid, strong-baseline): grey is repeated, palettes are
+    looked up, alpha is dropped, CMYK is inverted without a colour profile. The EXIF orientation is applied
+    first, as fast-reid does (the others ignore it; their datasets carry none). A 16-bit grey keeps its high
+    byte, as Pillow keeps it for 16-bit colour: `convert` alone would saturate it to white. JPEGs are decoded
+    at full size, never through Pillow's `draft`, which moves pixels.
+
+    Raises:
+        ImageTooLargeError: more than MAX_BYTES bytes, or a header that claims more than MAX_PIXELS pixels.
+        ImageError: no image, a damaged one, or a format that is not accepted.
+    """
+    if not data:
+        raise ImageError("expected an encoded image, got no bytes")
+    if len(data) > MAX_BYTES:
+        raise ImageTooLargeError(f"an image may have {MAX_BYTES:,} bytes, got {len(data):,}")
+    try:
+        with Pillow.open(io.BytesIO(data), formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                raise ImageTooLargeError(f"an image may have {MAX_PIXELS:,} pixels, got {width} x {height}")
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(opened)))
+    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
+        raise ImageTooLargeError(f"an image may have {MAX_PIXELS:,} pixels: {error}") from error
+    except Pillow.UnidentifiedImageError as error:
+        raise ImageError(f"expected a {', '.join(FORMATS)} image, got {len(data):,} other bytes") from error
+    except ImageError:
+        raise
+    except Exception as error:  # noqa: BLE001  # hostile bytes make decoders raise anything
+        raise ImageError(f"the image is damaged: {error}") from error
+
+
+def _to_rgb(image: Pillow.Image) -> Pillow.Image:
+    if image.mode.startswith("I"):
+        high_byte = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        image = Pillow.fromarray(high_byte)
+    return image.convert("RGB")
+
+
+def resize(image: Image, *, height: int, width: int, resize_filter: ResizeFilter) -> Image:
+    """Resize to (height, width, 3) uint8 with Pillow's anti-aliased filter, as torchvision does to PIL images."""
+    # Pillow counts width first.
+    resized = Pillow.fromarray(image).resize((width, height), Pillow.Resampling[resize_filter.upper()])
+    return np.asarray(resized)

@@ -1,0 +1,185 @@
+"""Assembly: a graph of the contract becomes an artifact folder, proven by running what was written."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from reidserve.embed import Batch, Contract, Embedder, Embeddings, Network, Preprocessing, ResizeFilter, Source
+from reidserve.embed.artifact import CONTRACT_FILE
+from reidserve.embed.canaries import CANARIES_FILE, draw_canaries, encode_canaries
+from reidserve.embed.contract import MODEL_FILE, encode_contract
+from reidserve.embed.onnx_session import OnnxSession
+from reidserve.errors import ExportError, OutputExistsError
+
+PARITY_BOUND = 1e-5
+"""Largest difference in any component of a unit embedding between the written graph and its reference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """What an artifact will promise, before there is one.
+
+    Attributes:
+        height: input height, pixels.
+        width: input width, pixels.
+        resize: the Pillow filter that resizes a crop to the input size.
+        preprocessing: what the graph does inside.
+        network: what is known of the architecture.
+        source: where the weights came from.
+    """
+
+    height: int
+    width: int
+    resize: ResizeFilter
+    preprocessing: Preprocessing
+    network: Network
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """An artifact that was written.
+
+    Attributes:
+        folder: where it lies.
+        contract: what it promises.
+        difference: the largest difference in any component from the reference, over the canary crops.
+    """
+
+    folder: Path
+    contract: Contract
+    difference: float
+
+
+def assemble(
+    graph: onnx.ModelProto,
+    blueprint: Blueprint,
+    out: Path,
+    *,
+    dim: int,
+    reference: Callable[[Batch], Embeddings],
+    force: bool = False,
+) -> Assembled:
+    """Write a graph as an artifact, run what was written, and hold it against the reference on the canary crops.
+
+    Raises:
+        ExportError: the written graph differs from the reference by more than PARITY_BOUND, or depends on the batch.
+        OutputExistsError: `out` is there already (and is no artifact, or `force` was not given).
+    """
+    model = graph.SerializeToString(deterministic=True)
+    with staged_artifact(out, force=force) as stage:
+        _write(stage / MODEL_FILE, model)
+        unproven = _contract(blueprint, dim, {MODEL_FILE: model})
+        embedder = Embedder(unproven, OnnxSession(stage / MODEL_FILE))
+        crops = draw_canaries(height=blueprint.height, width=blueprint.width)
+        batch = np.stack([embedder.prepare(crop) for crop in crops])
+        embeddings = embedder.embed(batch)
+        difference = float(np.abs(embeddings - reference(batch)).max())
+        if not difference <= PARITY_BOUND:
+            raise ExportError(
+                f"the written graph differs from the model by {difference:.2g}, at most {PARITY_BOUND:g} was expected"
+            )
+        _check_batches(embedder, batch, embeddings)
+        canaries = encode_canaries(crops, {embedder.engine: embeddings})
+        contract = _contract(blueprint, dim, {MODEL_FILE: model, CANARIES_FILE: canaries})
+        _write(stage / CANARIES_FILE, canaries)
+        _write(stage / CONTRACT_FILE, encode_contract(contract))
+    return Assembled(out, contract, difference)
+
+
+def _contract(blueprint: Blueprint, dim: int, files: dict[str, bytes]) -> Contract:
+    return Contract(
+        height=blueprint.height,
+        width=blueprint.width,
+        resize=blueprint.resize,
+        dim=dim,
+        preprocessing=blueprint.preprocessing,
+        network=blueprint.network,
+        source=blueprint.source,
+        files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    )
+
+
+def _check_batches(embedder: Embedder, batch: Batch, together: Embeddings) -> None:
+    # A graph that mixes the images of a batch would score differently under load.
+    alone = np.concatenate([embedder.embed(batch[row : row + 1]) for row in range(len(batch))])
+    difference = float(np.abs(alone - together).max())
+    if not difference <= PARITY_BOUND:
+        raise ExportError(
+            f"an image's embedding depends on its batch (alone and together differ by {difference:.2g}): "
+            "was the model exported in training mode?"
+        )
+
+
+@contextmanager
+def staged_artifact(out: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its place when the block ends well, and is removed when not.
+
+    Raises:
+        OutputExistsError: `out` is there and is not an artifact that `force` allows to replace.
+    """
+    check_free(out, force=force)
+    stage = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
+    stage.mkdir(parents=True)
+    try:
+        yield stage
+        _fsync(stage)
+        _take_place(stage, out)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+    _fsync(out.absolute().parent)
+
+
+def check_free(out: Path, *, force: bool) -> None:
+    """See that an artifact may be written to `out`.
+
+    Raises:
+        OutputExistsError: `out` is there and is not an artifact that `force` allows to replace.
+    """
+    if not out.exists() or (out.is_dir() and not _names(out)):
+        return
+    if not (out / CONTRACT_FILE).is_file():
+        raise OutputExistsError(f"{out} is there already and is no model: choose another --out")
+    if not force:
+        raise OutputExistsError(f"{out} holds a model already: choose another --out, or replace it with --force")
+
+
+def _names(folder: Path) -> Sequence[str]:
+    return os.listdir(folder)
+
+
+def _take_place(stage: Path, out: Path) -> None:
+    if not out.exists() or not _names(out):
+        stage.rename(out)
+        return
+    old = stage.with_suffix(".old")
+    out.rename(old)
+    try:
+        stage.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""The protocol: reid.v1, one file, and its generated code."""

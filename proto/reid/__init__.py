@@ -1,0 +1,1 @@
+"""The package reid of the protocol."""
