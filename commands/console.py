@@ -26,8 +26,8 @@ _EPILOGUE = (
 )
 
 
-def make_app(name: str, summary: str) -> App:
-    """A command whose help says what its exit codes mean."""
+def make_app(name: str, summary: str | None = None) -> App:
+    """A command whose help says what its exit codes mean; without a summary its default function's docstring is the help."""
     return App(
         name=name,
         help=summary,

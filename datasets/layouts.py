@@ -24,14 +24,12 @@ class Layout:
 
     Attributes:
         name: what people call it.
-        train: folder of the training crops.
         query: folder of the queries.
         gallery: folder of the gallery.
         pattern: what a file name says; None where the folder's name is the pid.
     """
 
     name: LayoutName
-    train: str
     query: str
     gallery: str
     pattern: str | None
@@ -43,11 +41,11 @@ class Layout:
 
 LAYOUTS: Sequence[Layout] = (
     Layout(
-        "market1501", "bounding_box_train", "query", "bounding_box_test", r"(?:^|/)(?P<pid>-?\d+)_c(?P<camid>\d+)s\d+_"
+        "market1501", "query", "bounding_box_test", r"(?:^|/)(?P<pid>-?\d+)_c(?P<camid>\d+)s\d+_"
     ),
-    Layout("dukemtmc", "bounding_box_train", "query", "bounding_box_test", r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_f\d+"),
-    Layout("veri776", "image_train", "image_query", "image_test", r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_\d+_\d+\."),
-    Layout("folders", "train", "query", "gallery", None),
+    Layout("dukemtmc", "query", "bounding_box_test", r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_f\d+"),
+    Layout("veri776", "image_query", "image_test", r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_\d+_\d+\."),
+    Layout("folders", "query", "gallery", None),
 )
 
 
@@ -93,6 +91,8 @@ def read_crops(
         DatasetError: the root of a dataset, no images, or names of which only some have a known form.
     """
     if source.suffix.lower() == ".csv":
+        if pattern is not None or layout != "auto":
+            raise DatasetError(f"{path_to_text(source)} is a table, its columns are the labels: leave out --pattern")
         return crops_of_table(source)
     for known in LAYOUTS:
         if (source / known.query).is_dir() and (source / known.gallery).is_dir():

@@ -2,12 +2,13 @@
 
 from reidserve.embed.artifact import Artifact, read_artifact
 from reidserve.embed.contract import Contract, Network, Preprocessing, Source
-from reidserve.embed.embedder import Embedder, Embeddings, open_embedder, start_embedder
-from reidserve.embed.images import Batch, Image, ResizeFilter, decode, resize
+from reidserve.embed.embedder import UNIT_TOLERANCE, Embedder, Embeddings, open_embedder, start_embedder
+from reidserve.embed.images import Batch, Image, ResizeFilter, decode, read_image, resize
 from reidserve.embed.onnx_session import Device
 from reidserve.embed.session import Session
 
 __all__ = [
+    "UNIT_TOLERANCE",
     "Artifact",
     "Batch",
     "Contract",
@@ -23,6 +24,7 @@ __all__ = [
     "decode",
     "open_embedder",
     "read_artifact",
+    "read_image",
     "resize",
     "start_embedder",
 ]

@@ -66,6 +66,15 @@ class Embedder:
         _check_unit(rows)
         return rows
 
+    def embed_each(self, batch: Batch) -> list[Embeddings | EmbeddingError]:
+        """Per image of a Batch its embedding (dim,), or what was wrong with it: one image never costs another its answer."""
+        try:
+            return list(self.embed(batch))
+        except EmbeddingError as error:
+            if len(batch) == 1:
+                return [error]
+        return [answer for row in range(len(batch)) for answer in self.embed_each(batch[row : row + 1])]
+
     def embed_encoded(self, images: Sequence[bytes]) -> Embeddings:
         """Encoded images to Embeddings (N, dim).
 

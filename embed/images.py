@@ -5,7 +5,9 @@ wherever it meets one.
 """
 
 import io
+import stat
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -27,6 +29,21 @@ FILTERS: Sequence[ResizeFilter] = get_args(ResizeFilter)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 50_000_000
+
+
+def read_image(path: Path) -> bytes:
+    """The encoded bytes of an image file.
+
+    Raises:
+        ImageError: it is no file, or has more than MAX_BYTES bytes.
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("expected an image file, this is no regular file")
+    if status.st_size > MAX_BYTES:
+        raise ImageTooLargeError(f"an image may have {MAX_BYTES:,} bytes, this file has {status.st_size:,}")
+    return path.read_bytes()
 
 
 def decode(data: bytes) -> Image:

@@ -1,0 +1,47 @@
+"""reid-search: ask a server who is in a photograph."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from reidserve.client import DEFAULT_TARGET, Client
+from reidserve.commands.console import Json, make_app, print_json, run
+from reidserve.commands.hits import print_hits
+
+app = make_app("reid-search")
+
+
+@app.default
+def search(
+    query: str,
+    *,
+    entry: Annotated[bool, Parameter(negative="")] = False,
+    server: str = DEFAULT_TARGET,
+    gallery: str = "",
+    top_k: int = 10,
+    timeout: float = 30.0,
+    json: Json = False,
+) -> None:
+    """Ask a running reid-serve for the gallery's entries most like a photograph.
+
+    Args:
+        query: An image file, or with --entry the id of an entry, which is then left out of its own hits.
+        entry: Take the query for an entry's id.
+        server: The server's host:port.
+        gallery: The gallery's name, where the server has several.
+        top_k: How many hits.
+        timeout: Seconds to wait for the answer.
+    """
+    with Client(server, timeout=timeout) as client:
+        ask = client.search_entry if entry else client.search
+        result = ask(query, top_k=top_k, gallery=gallery)
+    if json:
+        print_json(asdict(result))
+    else:
+        print_hits([asdict(hit) for hit in result.hits])
+
+
+def main() -> None:
+    """Run the command."""
+    run(app)

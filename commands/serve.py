@@ -1,0 +1,72 @@
+"""reid-serve: answer searches over gRPC."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from reidserve.commands.console import Json, make_app, print_facts, print_json, run
+
+app = make_app("reid-serve")
+
+
+@app.default
+def serve(
+    *,
+    gallery: Annotated[list[Path], Parameter(negative="")],
+    model: Path = Path("model"),
+    listen: str = "127.0.0.1:50051",
+    device: Literal["cpu", "cuda"] = "cpu",
+    grace: float = 30.0,
+    json: Json = False,
+) -> None:
+    """Serve galleries over gRPC (reid.v1.SearchService) until SIGTERM or Ctrl-C.
+
+    Health (grpc.health.v1) is SERVING from the moment the model's canaries hold and the galleries are open; then a
+    line says so. What other processes write to the galleries is served within about a second. SIGTERM finishes the
+    calls under way and exits with 0.
+
+    Args:
+        gallery: A gallery's folder; may be given several times, names are the folders' without .gallery.
+        model: The artifact that the galleries were built with.
+        listen: Host and port; port 0 takes a free one, which the ready line names.
+        device: Where the model runs.
+        grace: Seconds that calls under way may take after SIGTERM.
+    """
+    import asyncio
+    import logging
+
+    from reidserve.datasets import path_to_text
+    from reidserve.server import Ready, Settings
+    from reidserve.server import serve as serve_until_stopped
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+
+    def tell(ready: Ready) -> None:
+        embedder, galleries = ready.pipeline.embedder, ready.pipeline.galleries
+        entries = {name: len(opened.snapshot) for name, opened in galleries.items()}
+        if json:
+            print_json(
+                {
+                    "listening": ready.address,
+                    "identity": embedder.contract.identity,
+                    "engine": embedder.engine,
+                    "galleries": entries,
+                }
+            )
+            return
+        print_facts(
+            {
+                "listening": ready.address,
+                "model": f"{path_to_text(model)} {embedder.contract.identity[:12]} on {embedder.engine}",
+                "galleries": ", ".join(f"{name} ({count} entries)" for name, count in entries.items()),
+            }
+        )
+
+    settings = Settings(model, gallery, listen, device, grace)
+    asyncio.run(serve_until_stopped(settings, on_ready=tell))
+
+
+def main() -> None:
+    """Run the command."""
+    run(app)

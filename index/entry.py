@@ -1,0 +1,58 @@
+"""What a gallery holds, and what a search finds."""
+
+from dataclasses import dataclass
+
+from reidserve.errors import EntryError
+
+MAX_TEXT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One photograph in a gallery, without its embedding.
+
+    Attributes:
+        id: the caller's name for it; unique in its gallery.
+        pid: the identity (a person or a vehicle); None where unknown.
+        camid: the camera; None where unknown.
+        timestamp: when it was taken, microseconds since 1970 UTC; None where unknown.
+        source: the file it came from, as `path_to_text` writes paths; None where there is none.
+
+    Raises:
+        EntryError: an id that is empty, or a text that is too long or not Unicode.
+    """
+
+    id: str
+    pid: str | None = None
+    camid: str | None = None
+    timestamp: int | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise EntryError("an entry's id must not be empty")
+        for name in ("id", "pid", "camid", "source"):
+            text = getattr(self, name)
+            if text is None:
+                continue
+            if len(text) > MAX_TEXT:
+                raise EntryError(f"an entry's {name} may have {MAX_TEXT} characters, got {len(text)}")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise EntryError(f"an entry's {name} must be Unicode, got {text!r}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An entry that a search found.
+
+    Attributes:
+        entry: what was found.
+        score: cosine of query and entry, -1 to 1, higher is better.
+        rank: 1 for the best.
+    """
+
+    entry: Entry
+    score: float
+    rank: int

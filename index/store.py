@@ -1,0 +1,337 @@
+"""The store: a gallery's SQLite file, the only durable truth.
+
+`entry` and `vector` hold the live rows. A row is written once; a change of an entry deletes its row and writes a
+new one, and `deleted` keeps which rows went at which generation, so that other processes can catch up. Row
+numbers are never used again (AUTOINCREMENT). Each transaction raises the generation by one and is on the disk
+when it returns (WAL with synchronous=FULL).
+"""
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reidserve.embed import Embeddings
+from reidserve.errors import GalleryError, GalleryLockedError
+from reidserve.index.entry import Entry
+
+DATABASE = "gallery.db"
+LOCK = "writer.lock"
+APPLICATION_ID = 0x52654944  # "ReID"
+FORMAT = 1
+
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {FORMAT};
+CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE entry (
+    row INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    pid TEXT,
+    camid TEXT,
+    timestamp INTEGER,
+    source TEXT,
+    content_sha256 BLOB NOT NULL,
+    generation INTEGER NOT NULL
+) STRICT;
+CREATE INDEX entry_content ON entry (content_sha256);
+CREATE TABLE vector (row INTEGER PRIMARY KEY REFERENCES entry, blob BLOB NOT NULL, crc32 INTEGER NOT NULL) STRICT;
+CREATE TABLE deleted (row INTEGER PRIMARY KEY, generation INTEGER NOT NULL) STRICT;
+CREATE INDEX deleted_generation ON deleted (generation);
+INSERT INTO meta VALUES ('identity', :identity), ('engine', :engine), ('dim', :dim), ('generation', 0);
+COMMIT;
+"""
+
+_COLUMNS = "id, pid, camid, timestamp, source"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a gallery's embeddings were computed by.
+
+    Attributes:
+        identity: the model's identity.
+        engine: flavour and engine that embedded it first, such as "fp32/onnxruntime-cpu".
+        dim: dimensions of an embedding.
+    """
+
+    identity: str
+    engine: str
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One entry to be written.
+
+    Attributes:
+        entry: what it is.
+        content_sha256: of the encoded image it was embedded from.
+        vector: float32 (dim,), of unit length.
+    """
+
+    entry: Entry
+    content_sha256: bytes
+    vector: Embeddings
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What happened between two generations.
+
+    Attributes:
+        generation: the later one.
+        rows: int64 (n,), the new rows that are still live, ascending.
+        entries: their entries.
+        vectors: float32 (n, dim), their embeddings.
+        deleted: int64 (m,), the rows that went.
+    """
+
+    generation: int
+    rows: NDArray[np.int64]
+    entries: Sequence[Entry]
+    vectors: Embeddings
+    deleted: NDArray[np.int64]
+
+
+class Store:
+    """One connection to a gallery's database; calls come from one thread at a time.
+
+    Attributes:
+        folder: the gallery's folder.
+        origin: what its embeddings were computed by.
+    """
+
+    def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
+        self.folder = folder
+        self._connection = connection
+        meta = dict(connection.execute("SELECT key, value FROM meta"))
+        self.origin = Origin(meta["identity"], meta["engine"], meta["dim"])
+        self._version_seen: int | None = None
+
+    def close(self) -> None:
+        """Close the connection; the database is whole at any moment, closed or not."""
+        self._connection.close()
+
+    def note(self, key: str) -> str | None:
+        """What was last noted under a key, None if nothing."""
+        found = self._connection.execute("SELECT value FROM meta WHERE key = ?", (f"note:{key}",)).fetchone()
+        return None if found is None else str(found[0])
+
+    def write_note(self, key: str, text: str) -> None:
+        """Note a text under a key, durably."""
+        with self._transaction():
+            self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"note:{key}", text))
+
+    def write(self, records: Sequence[Record], *, delete: Sequence[str] = ()) -> int:
+        """Write records by entry id, and delete entries, in one transaction; returns the new generation.
+
+        Raises:
+            GalleryError: SQLite could not write; nothing of the call was.
+        """
+        with self._transaction():
+            (generation,) = self._connection.execute(
+                "UPDATE meta SET value = value + 1 WHERE key = 'generation' RETURNING value"
+            ).fetchone()
+            for name in (*delete, *(record.entry.id for record in records)):
+                self._delete(name, generation)
+            for record in records:
+                self._insert(record, generation)
+        return int(generation)
+
+    def _delete(self, name: str, generation: int) -> None:
+        gone = self._connection.execute("DELETE FROM entry WHERE id = ? RETURNING row", (name,)).fetchone()
+        if gone is not None:
+            self._connection.execute("DELETE FROM vector WHERE row = ?", gone)
+            self._connection.execute("INSERT INTO deleted VALUES (?, ?)", (*gone, generation))
+
+    def _insert(self, record: Record, generation: int) -> None:
+        entry = record.entry
+        row = self._connection.execute(
+            f"INSERT INTO entry ({_COLUMNS}, content_sha256, generation) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (entry.id, entry.pid, entry.camid, entry.timestamp, entry.source, record.content_sha256, generation),
+        ).lastrowid
+        blob = record.vector.astype("<f4").tobytes()
+        self._connection.execute("INSERT INTO vector VALUES (?, ?, ?)", (row, blob, zlib.crc32(blob)))
+
+    def contents(self) -> dict[str, tuple[Entry, bytes]]:
+        """Every entry by its id, with its content_sha256."""
+        rows = self._connection.execute(f"SELECT {_COLUMNS}, content_sha256 FROM entry")
+        return {name: (Entry(name, *fields), content) for name, *fields, content in rows}
+
+    def find_vector(self, content_sha256: bytes) -> Embeddings | None:
+        """The embedding (dim,) of any entry with that content, None if there is none."""
+        found = self._connection.execute(
+            "SELECT id, blob, crc32 FROM entry JOIN vector USING (row) WHERE content_sha256 = ? LIMIT 1",
+            (content_sha256,),
+        ).fetchone()
+        return None if found is None else self._vector(*found)
+
+    def ids(self) -> set[str]:
+        """The ids of all entries."""
+        return {name for (name,) in self._connection.execute("SELECT id FROM entry")}
+
+    def changed(self) -> bool:
+        """Whether another connection has written since this was last asked (True the first time)."""
+        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        before, self._version_seen = self._version_seen, version
+        return before != version
+
+    def changes(self, *, since: int) -> Changes:
+        """What happened after a generation, read in one transaction.
+
+        Raises:
+            GalleryError: a vector is damaged; its entry is named.
+        """
+        with self._transaction("BEGIN"):
+            (generation,) = self._connection.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()
+            (count,) = self._connection.execute(
+                "SELECT count(*) FROM entry WHERE generation > ?", (since,)
+            ).fetchone()
+            rows, entries = np.empty(count, np.int64), []
+            vectors = np.empty((count, self.origin.dim), np.float32)
+            selected = self._connection.execute(
+                f"SELECT row, {_COLUMNS}, blob, crc32 FROM entry JOIN vector USING (row) WHERE generation > ? ORDER BY row",
+                (since,),
+            )
+            for place, (row, *fields, blob, crc32) in enumerate(selected):
+                rows[place] = row
+                entries.append(Entry(*fields))
+                vectors[place] = self._vector(fields[0], blob, crc32)
+            if len(entries) != count:
+                raise GalleryError(f"{self.folder} is damaged: {count - len(entries)} entries have no vector")
+            deleted = self._connection.execute("SELECT row FROM deleted WHERE generation > ?", (since,)).fetchall()
+        return Changes(generation, rows, entries, vectors, np.array(deleted, np.int64).reshape(-1))
+
+    def _vector(self, name: str, blob: bytes, crc32: int) -> Embeddings:
+        if len(blob) != 4 * self.origin.dim or zlib.crc32(blob) != crc32:
+            raise GalleryError(f"{self.folder} is damaged: the vector of entry {name!r} fails its checksum")
+        return cast(Embeddings, np.frombuffer(blob, "<f4"))
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+        try:
+            self._connection.execute(begin)
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise GalleryError(f"{self.folder / DATABASE}: {error}; what was committed before is safe") from error
+
+
+def open_store(folder: Path, *, write: bool = False) -> Store:
+    """Connect to the gallery in a folder.
+
+    Raises:
+        GalleryError: no gallery there, one of a newer format, a damaged one, or one that SQLite cannot open.
+    """
+    path = folder / DATABASE
+    if not path.is_file():
+        raise GalleryError(f"no gallery at {folder}: expected {path}; make one with reid-index build")
+    try:
+        connection = _connect(path, "rw" if write else "ro")
+        with contextlib.ExitStack() as closing:
+            closing.callback(connection.close)
+            _check_format(folder, connection)
+            store = Store(folder, connection)
+            closing.pop_all()
+            return store
+    except (sqlite3.Error, KeyError) as error:
+        advice = (
+            "" if os.access(folder, os.W_OK) else " (its folder is read-only, and SQLite's write-ahead log lives there)"
+        )
+        raise GalleryError(f"{path} does not open: {error}{advice}") from error
+
+
+def create_store(folder: Path, origin: Origin) -> Store:
+    """Make an empty gallery in a folder; one whose making was cut off before is made whole.
+
+    Raises:
+        GalleryError: SQLite could not write there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        connection = _connect(folder / DATABASE, "rwc")
+        with contextlib.closing(connection):
+            # SQLite cannot bind parameters in a script.
+            script = _SCHEMA
+            for name, value in (("identity", origin.identity), ("engine", origin.engine), ("dim", origin.dim)):
+                (literal,) = connection.execute("SELECT quote(?)", (value,)).fetchone()
+                script = script.replace(f":{name}", literal)
+            connection.executescript(script)
+    except (sqlite3.Error, OSError) as error:
+        raise GalleryError(f"no gallery can be made at {folder}: {error}") from error
+    return open_store(folder, write=True)
+
+
+def holds_gallery(folder: Path) -> bool:
+    """Whether a folder holds a gallery, or the empty beginning of one that was cut off does not count.
+
+    Raises:
+        GalleryError: a gallery.db that is something else.
+    """
+    path = folder / DATABASE
+    if not path.is_file():
+        return False
+    try:
+        with contextlib.closing(_connect(path, "rw")) as connection:
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            return bool(tables)
+    except sqlite3.Error as error:
+        raise GalleryError(f"{path} is no gallery: {error}") from error
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
+    )
+    if mode == "rwc":
+        connection.execute("PRAGMA page_size = 16384")
+    if mode != "ro":
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def _check_format(folder: Path, connection: sqlite3.Connection) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION_ID:
+        raise GalleryError(f"{folder / DATABASE} is a database, but no gallery (application_id {application:#x})")
+    if version > FORMAT:
+        raise GalleryError(
+            f"{folder} has format {version}, this reidserve reads up to {FORMAT}: install a newer reidserve"
+        )
+
+
+@contextlib.contextmanager
+def writer_lock(folder: Path) -> Iterator[None]:
+    """Be the only writer of a gallery for as long as the block runs; a killed process gives the lock up.
+
+    Raises:
+        GalleryLockedError: another process holds it; the message names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise GalleryLockedError(f"{folder} is being written to by {file.read().strip() or 'another process'}") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()}\n")
+        file.flush()
+        yield

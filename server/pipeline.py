@@ -1,0 +1,171 @@
+"""A query's way through the server: admission, decoding, the batcher, the gallery. It knows nothing of gRPC."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from reidserve.embed import Embedder, Embeddings
+from reidserve.errors import GalleryNotFoundError, OverloadedError
+from reidserve.index import Gallery, Hit, Snapshot
+from reidserve.server.batcher import Batcher
+
+MAX_IN_FLIGHT = 256
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(slots=True)
+class Stages:
+    """Wall-clock seconds of each stage a query went through, in order; `total` from its birth.
+
+    Attributes:
+        seconds: by stage: decode, embed, search.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _born: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Time a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
+
+    @property
+    def total(self) -> float:
+        """Seconds since the query came in."""
+        return time.perf_counter() - self._born
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A ranking and what it was computed from.
+
+    Attributes:
+        hits: best first.
+        generation: of the gallery.
+        stages: where the time went.
+    """
+
+    hits: Sequence[Hit]
+    generation: int
+    stages: Stages
+
+
+class Pipeline:
+    """One model and the galleries of its identity, answering queries; at most MAX_IN_FLIGHT at a time.
+
+    Attributes:
+        embedder: the model.
+        galleries: by name.
+    """
+
+    def __init__(self, embedder: Embedder, galleries: Mapping[str, Gallery]) -> None:
+        self.embedder = embedder
+        self.galleries = galleries
+        self._batcher = Batcher(embedder)
+        self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="query")
+        self._in_flight = 0
+
+    async def search_image(self, data: bytes, *, gallery: str, top_k: int) -> Answer:
+        """Rank a gallery against an encoded image.
+
+        Raises:
+            ImageError, EmbeddingError: the image is none, or the model fails on it.
+            QueryError: `top_k` or the gallery's name is wrong.
+            OverloadedError: too many queries are under way.
+        """
+        snapshot, stages = self._snapshot(gallery), Stages()
+        with self._admitted():
+            snapshot.check_top_k(top_k)
+            query = await self._embed(data, stages)
+            return await self._rank(query, snapshot, top_k, stages)
+
+    async def search_embedding(self, embedding: Embeddings, *, gallery: str, top_k: int) -> Answer:
+        """Rank a gallery against an embedding (dim,).
+
+        Raises:
+            QueryError: it is no unit vector of the gallery's dimensions, or `top_k` or the name is wrong.
+            OverloadedError: too many queries are under way.
+        """
+        snapshot, stages = self._snapshot(gallery), Stages()
+        with self._admitted():
+            return await self._rank(embedding, snapshot, top_k, stages)
+
+    async def search_entry(self, entry_id: str, *, gallery: str, top_k: int) -> Answer:
+        """Rank a gallery against one of its entries, itself left out.
+
+        Raises:
+            EntryNotFoundError: there is no such entry.
+            QueryError: `top_k` or the gallery's name is wrong.
+            OverloadedError: too many queries are under way.
+        """
+        snapshot, stages = self._snapshot(gallery), Stages()
+        with self._admitted(), stages.measure("search"):
+            hits = await self._run(lambda: snapshot.search_entry(entry_id, top_k=top_k))
+        return Answer(hits, snapshot.generation, stages)
+
+    async def embed(self, data: bytes) -> tuple[Embeddings, Stages]:
+        """The embedding (dim,) of an encoded image.
+
+        Raises:
+            ImageError, EmbeddingError: the image is none, or the model fails on it.
+            OverloadedError: too many queries are under way.
+        """
+        stages = Stages()
+        with self._admitted():
+            return await self._embed(data, stages), stages
+
+    async def refresh(self) -> None:
+        """Let every gallery catch up with what other processes have written."""
+        for gallery in self.galleries.values():
+            await self._run(gallery.refresh)
+
+    async def close(self) -> None:
+        """Stop the threads and close the galleries; nobody may be waiting any more."""
+        await self._batcher.close()
+        self._threads.shutdown()
+        for gallery in self.galleries.values():
+            gallery.close()
+
+    async def _embed(self, data: bytes, stages: Stages) -> Embeddings:
+        with stages.measure("decode"):
+            image = await self._run(lambda: self.embedder.prepare(data))
+        with stages.measure("embed"):
+            return await self._batcher.embed(image)
+
+    async def _rank(self, query: Embeddings, snapshot: Snapshot, top_k: int, stages: Stages) -> Answer:
+        with stages.measure("search"):
+            (hits,) = await self._run(lambda: snapshot.hits(snapshot.search(query[np.newaxis], top_k=top_k)))
+        return Answer(hits, snapshot.generation, stages)
+
+    async def _run(self, work: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _snapshot(self, name: str) -> Snapshot:
+        if not name and len(self.galleries) == 1:
+            (gallery,) = self.galleries.values()
+            return gallery.snapshot
+        if name not in self.galleries:
+            raise GalleryNotFoundError(
+                f"there is no gallery {name!r} here, there is {', '.join(sorted(self.galleries)) or 'none'}"
+            )
+        return self.galleries[name].snapshot
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        if self._in_flight >= MAX_IN_FLIGHT:
+            raise OverloadedError(f"{self._in_flight} queries are under way, the most that are taken: try again soon")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1

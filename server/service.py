@@ -1,0 +1,120 @@
+"""The service: messages of reid.v1 to calls of the pipeline, and back. It decides nothing."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from reidserve.errors import NotServingError, QueryError
+from reidserve.proto.reid.v1 import reid_pb2
+from reidserve.server.pipeline import Answer, Pipeline, Stages
+from reidserve.server.status import abort
+
+SERVICE = reid_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
+DEFAULT_TOP_K = 10
+
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+_Request = TypeVar("_Request", bound=Message)
+
+
+class SearchService:
+    """`reid.v1.SearchService`.
+
+    Attributes:
+        pipeline: what answers; None while the server loads, and again when it drains.
+    """
+
+    def __init__(self) -> None:
+        self.pipeline: Pipeline | None = None
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The handlers to be added to a server.
+
+        They take raw bytes and parse them themselves: a deserializer that raises would leak its error as UNKNOWN.
+        """
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Search": _handler(reid_pb2.SearchRequest, self._search),
+                "Embed": _handler(reid_pb2.EmbedRequest, self._embed),
+            },
+        )
+
+    async def _search(self, request: reid_pb2.SearchRequest) -> reid_pb2.SearchResponse:
+        pipeline = self._ready()
+        top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
+        match request.WhichOneof("query"):
+            case "image":
+                answer = await pipeline.search_image(request.image, gallery=request.gallery, top_k=top_k)
+            case "embedding":
+                embedding = _read_embedding(request.embedding)
+                answer = await pipeline.search_embedding(embedding, gallery=request.gallery, top_k=top_k)
+            case "entry_id":
+                answer = await pipeline.search_entry(request.entry_id, gallery=request.gallery, top_k=top_k)
+            case None:
+                raise QueryError("expected an image, an embedding or an entry_id to search for, got none")
+        return _search_response(answer, pipeline)
+
+    async def _embed(self, request: reid_pb2.EmbedRequest) -> reid_pb2.EmbedResponse:
+        pipeline = self._ready()
+        embedding, stages = await pipeline.embed(request.image)
+        return reid_pb2.EmbedResponse(
+            embedding=embedding.astype("<f4").tobytes(), model=_model(pipeline), timings=_timings(stages)
+        )
+
+    def _ready(self) -> Pipeline:
+        if self.pipeline is None:
+            raise NotServingError("the server is loading or draining: try again soon")
+        return self.pipeline
+
+
+def _handler(
+    request_type: type[_Request], method: Callable[[_Request], Awaitable[Message]]
+) -> grpc.RpcMethodHandler[bytes, bytes]:
+    async def call(raw: bytes, context: _Context) -> bytes:
+        try:
+            reply = await method(request_type.FromString(raw))
+            return reply.SerializeToString()
+        except Exception as error:  # noqa: BLE001  # the table decides what leaves
+            await abort(context, error)
+            raise
+
+    return grpc.unary_unary_rpc_method_handler(call)
+
+
+def _read_embedding(raw: bytes) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    if len(raw) % 4:
+        raise QueryError(f"an embedding is little-endian float32, 4 bytes a number; got {len(raw)} bytes")
+    return np.frombuffer(raw, "<f4")
+
+
+def _search_response(answer: Answer, pipeline: Pipeline) -> reid_pb2.SearchResponse:
+    hits = [
+        reid_pb2.Hit(
+            entry_id=hit.entry.id, pid=hit.entry.pid, camid=hit.entry.camid, score=hit.score, rank=hit.rank
+        )
+        for hit in answer.hits
+    ]
+    return reid_pb2.SearchResponse(
+        hits=hits, model=_model(pipeline), generation=answer.generation, timings=_timings(answer.stages)
+    )
+
+
+def _model(pipeline: Pipeline) -> reid_pb2.Model:
+    return reid_pb2.Model(identity=pipeline.embedder.contract.identity, engine=pipeline.embedder.engine)
+
+
+def _timings(stages: Stages) -> reid_pb2.Timings:
+    return reid_pb2.Timings(
+        total=_duration(stages.total),
+        **{stage: _duration(seconds) for stage, seconds in stages.seconds.items()},
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration

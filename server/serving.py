@@ -1,0 +1,143 @@
+"""Serving: a server's life from a bound port through loading and answering to a drained stop."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2
+from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
+
+from reidserve.embed import Device, Embedder, open_embedder
+from reidserve.embed.images import MAX_BYTES
+from reidserve.errors import GalleryError, ReidError, ServerError
+from reidserve.index import Gallery, open_gallery
+from reidserve.server.pipeline import Pipeline
+from reidserve.server.service import SERVICE, SearchService
+
+# Room for the largest image and what stands around it, so that our own error meets an image that is too large.
+_MAX_MESSAGE = 2 * MAX_BYTES
+_REFRESH_SECONDS = 1.0
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to serve, and where.
+
+    Attributes:
+        model: the artifact's folder.
+        galleries: the galleries' folders; each is named by its folder without .gallery.
+        listen: host:port; port 0 takes a free one.
+        device: where the model runs.
+        grace: how long calls under way may take after SIGTERM, seconds.
+    """
+
+    model: Path
+    galleries: Sequence[Path]
+    listen: str
+    device: Device
+    grace: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A server that answers.
+
+    Attributes:
+        address: where it listens.
+        pipeline: what answers.
+    """
+
+    address: str
+    pipeline: Pipeline
+
+
+async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then finish the calls under way and return.
+
+    The port is bound first and health is NOT_SERVING until the model is warm, its canaries hold and the galleries
+    are open.
+
+    Raises:
+        ServerError: the address cannot be listened on.
+        ArtifactError, DeviceError, GalleryError: what was to be served cannot be.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    service, checks = SearchService(), health_aio.HealthServicer()
+    server, address = await _start(settings.listen, service, checks)
+    try:
+        loading = asyncio.create_task(asyncio.to_thread(_load, settings))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        embedder, galleries = await loading
+        pipeline = Pipeline(embedder, galleries)
+        refreshing = asyncio.create_task(_keep_fresh(pipeline))
+        service.pipeline = pipeline
+        await _tell(checks, health_pb2.HealthCheckResponse.SERVING)
+        on_ready(Ready(address, pipeline))
+        await stopping
+        await checks.enter_graceful_shutdown()
+        await server.stop(settings.grace)
+        refreshing.cancel()
+        await asyncio.gather(refreshing, return_exceptions=True)
+        await pipeline.close()
+    finally:
+        await server.stop(0)
+
+
+async def _start(
+    listen: str, service: SearchService, checks: health_aio.HealthServicer
+) -> tuple[grpc.aio.Server, str]:
+    # Without so_reuseport 0 two servers would share a port in silence.
+    server = grpc.aio.server(
+        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MAX_MESSAGE)]
+    )
+    server.add_generic_rpc_handlers((service.handlers(),))
+    add_HealthServicer_to_server(checks, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    await _tell(checks, health_pb2.HealthCheckResponse.NOT_SERVING)
+    host, colon, _ = listen.rpartition(":")
+    try:
+        port = server.add_insecure_port(listen) if colon else 0
+    except RuntimeError as error:
+        raise ServerError(f"{listen} cannot be listened on: is the port in use?") from error
+    if not port:
+        raise ServerError(f"--listen must be host:port with a free port, got {listen!r}")
+    await server.start()
+    return server, f"{host}:{port}"
+
+
+async def _tell(checks: health_aio.HealthServicer, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    for name in (health.OVERALL_HEALTH, SERVICE):
+        await checks.set(name, status)
+
+
+def _load(settings: Settings) -> tuple[Embedder, dict[str, Gallery]]:
+    embedder = open_embedder(settings.model, device=settings.device)
+    galleries: dict[str, Gallery] = {}
+    for folder in settings.galleries:
+        name = folder.absolute().name.removesuffix(".gallery")
+        if name in galleries:
+            raise GalleryError(f"two galleries are named {name!r}: rename a folder")
+        galleries[name] = open_gallery(folder, identity=embedder.contract.identity)
+    return embedder, galleries
+
+
+async def _keep_fresh(pipeline: Pipeline) -> None:
+    while True:
+        await asyncio.sleep(_REFRESH_SECONDS)
+        try:
+            await pipeline.refresh()
+        except ReidError:
+            _logger.exception("a gallery cannot be refreshed; its last state goes on being served")

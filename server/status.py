@@ -1,0 +1,53 @@
+"""Errors on the wire: one table from our tree to gRPC status codes, each with a google.rpc.ErrorInfo."""
+
+import logging
+from collections.abc import Mapping
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from reidserve.errors import (
+    EntryNotFoundError,
+    GalleryNotFoundError,
+    ImageError,
+    NotServingError,
+    OverloadedError,
+    QueryError,
+    ReidError,
+)
+
+DOMAIN = "reidserve"
+DETAILS_KEY = "grpc-status-details-bin"
+
+# The first class that fits decides; what fits none is our fault.
+_TABLE: Mapping[type[Exception], grpc.StatusCode] = {
+    EntryNotFoundError: grpc.StatusCode.NOT_FOUND,
+    GalleryNotFoundError: grpc.StatusCode.NOT_FOUND,
+    QueryError: grpc.StatusCode.INVALID_ARGUMENT,
+    ImageError: grpc.StatusCode.INVALID_ARGUMENT,
+    DecodeError: grpc.StatusCode.INVALID_ARGUMENT,
+    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NotServingError: grpc.StatusCode.UNAVAILABLE,
+    ReidError: grpc.StatusCode.INTERNAL,
+}
+
+_logger = logging.getLogger(__name__)
+
+
+async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Exception) -> None:
+    """End a call with the status of an error: code, message and ErrorInfo; internals stay in the log."""
+    code = next((code for kind, code in _TABLE.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+    if isinstance(error, ReidError):
+        reason, message = error.reason, str(error)
+    elif isinstance(error, DecodeError):
+        reason, message = "REQUEST_INVALID", "the request is no message of reid.v1"
+    else:
+        _logger.error("a call failed in a way nobody planned", exc_info=error)
+        reason, message = "INTERNAL", "internal error; the server's log says more"
+    info = any_pb2.Any()
+    info.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
+    number, _ = code.value
+    status = status_pb2.Status(code=number, message=message, details=[info])
+    await context.abort(code, message, ((DETAILS_KEY, status.SerializeToString()),))
