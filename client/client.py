@@ -1,19 +1,19 @@
 """The client: a Python face of reid.v1 that needs no ML package."""
 
+import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-import sys
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from reidserve.errors import RequestError
+from reidserve.errors import QueryError, RequestError
 from reidserve.proto.reid.v1 import reid_pb2
 from reidserve.proto.reid.v1.reid_pb2_grpc import SearchServiceStub
 
@@ -67,7 +67,8 @@ class SearchResult:
 class Client:
     """A connection to a reidserve server; close it, or use it in a `with` block. Safe from any thread.
 
-    Every method raises RequestError, with the server's reason, where a call fails.
+    Every method raises RequestError, with the server's reason, where a call fails, and QueryError where the query
+    cannot even be sent.
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, *, timeout: float = 30.0) -> None:
@@ -81,16 +82,16 @@ class Client:
     def search(self, image: Image, top_k: int = 10, *, gallery: str = "") -> SearchResult:
         """The `top_k` entries most like an image."""
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
-        return self._search(reid_pb2.SearchRequest(image=data, gallery=gallery, top_k=top_k))
+        return self._search(_request(top_k, image=data, gallery=gallery))
 
     def search_embedding(self, embedding: Sequence[float], top_k: int = 10, *, gallery: str = "") -> SearchResult:
         """The `top_k` entries most like an embedding of the server's own model, of unit length."""
         raw = _little_endian(array("f", embedding)).tobytes()
-        return self._search(reid_pb2.SearchRequest(embedding=raw, gallery=gallery, top_k=top_k))
+        return self._search(_request(top_k, embedding=raw, gallery=gallery))
 
     def search_entry(self, entry_id: str, top_k: int = 10, *, gallery: str = "") -> SearchResult:
         """The `top_k` entries most like an entry of the gallery, itself left out."""
-        return self._search(reid_pb2.SearchRequest(entry_id=entry_id, gallery=gallery, top_k=top_k))
+        return self._search(_request(top_k, entry_id=entry_id, gallery=gallery))
 
     def embed(self, image: Image) -> "array[float]":
         """An image's embedding, float32 of unit length."""
@@ -132,14 +133,22 @@ class Client:
             raise _request_error(error, self._target) from error
 
 
+def _request(top_k: int, **fields: Any) -> reid_pb2.SearchRequest:  # noqa: ANN401  # the message checks them
+    try:
+        return reid_pb2.SearchRequest(top_k=top_k, **fields)
+    except ValueError as error:  # a number of more than 32 bits, a text that is not Unicode
+        raise QueryError(f"the query does not fit the protocol: {error}") from error
+
+
 def _request_error(error: grpc.RpcError, target: str) -> RequestError:
-    code, message = error.code(), error.details() or ""  # type: ignore[attr-defined]  # every RpcError of a call is one
+    code, message = error.code(), error.details() or ""
     status = rpc_status.from_call(error)
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
             return RequestError(message, code=code.name, reason=info.reason)
-    return RequestError(f"{target}: {message}", code=code.name, reason=code.name)
+    hint = " (is reid-serve running there?)" if code is grpc.StatusCode.UNAVAILABLE else ""
+    return RequestError(f"{target}: {message}{hint}", code=code.name, reason=code.name)
 
 
 def _little_endian(numbers: "array[float]") -> "array[float]":

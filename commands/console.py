@@ -12,10 +12,11 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from reidserve.errors import ReidError
+from reidserve.errors import ReidError, UsageError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 INTERRUPTED = 128 + signal.SIGINT
+SHOWN_FAILURES = 20
 
 Json = Annotated[bool, Parameter(negative="", help="Print the result as one JSON object, for machines.")]
 Force = Annotated[bool, Parameter(negative="", help="Replace what is there already.")]
@@ -27,13 +28,13 @@ _EPILOGUE = (
 
 
 def make_app(name: str, summary: str | None = None) -> App:
-    """A command whose help says what its exit codes mean; without a summary its default function's docstring is the help."""
+    """A command whose help says what its exit codes mean; the default function's docstring can be the summary."""
     return App(
         name=name,
         help=summary,
         help_epilogue=_EPILOGUE,
         version=version("reidserve"),
-        help_format="markdown",
+        help_format="plaintext",
         result_action="return_value",
         exit_on_error=False,
         suppress_keyboard_interrupt=False,
@@ -51,6 +52,8 @@ def run(app: App) -> NoReturn:
         sys.exit(WRONG_USAGE)
     except KeyboardInterrupt:
         sys.exit(_fail("INTERRUPTED", "interrupted", INTERRUPTED))
+    except UsageError as error:
+        sys.exit(_fail(error.reason, str(error), WRONG_USAGE))
     except ReidError as error:
         sys.exit(_fail(error.reason, str(error), FAILED))
     except BrokenPipeError:
@@ -85,9 +88,12 @@ def print_facts(facts: Mapping[str, object]) -> None:
     print_lines([f"{name:<{width}}  {value}" for name, value in facts.items()])
 
 
-def warn(message: str) -> None:
-    """Print a line that is neither result nor failure."""
-    print(message, file=sys.stderr, flush=True)
+def warn_failures(failures: Sequence[tuple[str, str]]) -> None:
+    """Name what was left out and why, a line each, on standard error."""
+    for name, reason in failures[:SHOWN_FAILURES]:
+        print(f"left out {name}: {reason}", file=sys.stderr)
+    if len(failures) > SHOWN_FAILURES:
+        print(f"left out {len(failures) - SHOWN_FAILURES} more (--json lists all)", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from reidserve.commands.console import Force, Json, make_app, print_facts, print_json, run
-from reidserve.errors import ExportError
+from reidserve.errors import ExportError, UsageError
 
 app = make_app("reid-export")
 
@@ -31,7 +31,7 @@ def export(
 
     The graph is wrapped so that it takes uint8 RGB crops: colour order, normalisation and L2 are inside, and no
     caller can get them wrong. What was written is run and compared with the foreign model fed by hand; if they
-    differ, nothing is left behind. A model that normalises inside (fast-reid) wants `--mean 0 --std 1/255`.
+    differ, nothing is left behind. A model that normalises inside (fast-reid) wants --mean 0 --std 1/255.
 
     Args:
         onnx: The foreign graph: float32 (N, 3, height, width) in, (N, dim) out, N free.
@@ -46,7 +46,9 @@ def export(
     from reidserve.embed import Preprocessing
 
     height, width = parse_size(size)
-    preprocessing = Preprocessing(mean=parse_triple("--mean", mean), std=_positive(parse_triple("--std", std)), colour=colour)
+    preprocessing = Preprocessing(
+        mean=parse_triple("--mean", mean), std=_positive(parse_triple("--std", std)), colour=colour
+    )
     try:
         from reidserve.export.convert import Feeding, adopt
     except ModuleNotFoundError as error:
@@ -82,11 +84,11 @@ def parse_size(text: str) -> tuple[int, int]:
     """Read HEIGHTxWIDTH, pixels.
 
     Raises:
-        ExportError: it is something else.
+        UsageError: it is something else.
     """
     height, cross, width = text.partition("x")
     if not (cross and height.isascii() and height.isdigit() and width.isascii() and width.isdigit()):
-        raise ExportError(f"--size must be HEIGHTxWIDTH, such as 256x128, got {text!r}")
+        raise UsageError(f"--size must be HEIGHTxWIDTH, such as 256x128, got {text!r}")
     return int(height), int(width)
 
 
@@ -94,16 +96,16 @@ def parse_triple(flag: str, text: str) -> Triple:
     """Read one number or three with commas between, each a decimal or a fraction such as 1/255.
 
     Raises:
-        ExportError: it is something else.
+        UsageError: it is something else.
     """
     try:
         numbers = [_parse_number(part) for part in text.split(",")]
     except (ValueError, ZeroDivisionError) as error:
-        raise ExportError(f"{flag} must be one number or three, such as 0.485,0.456,0.406, got {text!r}") from error
+        raise UsageError(f"{flag} must be one number or three, such as 0.485,0.456,0.406, got {text!r}") from error
     if len(numbers) == 1:
         numbers *= 3
     if len(numbers) != 3:
-        raise ExportError(f"{flag} must be one number or three, got {len(numbers)}")
+        raise UsageError(f"{flag} must be one number or three, got {len(numbers)}")
     return numbers[0], numbers[1], numbers[2]
 
 
@@ -114,7 +116,7 @@ def _parse_number(text: str) -> float:
 
 def _positive(std: Triple) -> Triple:
     if not min(std) > 0:
-        raise ExportError(f"--std must be above 0, got {min(std):g}")
+        raise UsageError(f"--std must be above 0, got {min(std):g}")
     return std
 
 

@@ -13,7 +13,12 @@ def print_hits(hits: Sequence[HitFacts]) -> None:
     columns = ("rank", "score", "pid", "camid", "entry_id")
     rows = [columns, *(tuple(_text(hit[column]) for column in columns) for hit in hits)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(columns) - 1)]
-    print_lines(["  ".join([*(f"{cell:>{width}}" for cell, width in zip(row, widths)), row[-1]]) for row in rows])
+    print_lines(
+        [
+            "  ".join([*(f"{cell:>{width}}" for cell, width in zip(row[:-1], widths, strict=True)), row[-1]])
+            for row in rows
+        ]
+    )
 
 
 def _text(value: object) -> str:

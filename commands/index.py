@@ -17,14 +17,14 @@ from reidserve.commands.console import (
     print_json,
     progress,
     run,
-    warn,
+    warn_failures,
 )
 from reidserve.commands.hits import print_hits
 from reidserve.datasets.crop import Crop
 
-SHOWN_FAILURES = 20
-
-app = make_app("reid-index", "Build, describe and search galleries: folders of embeddings that a model was run for once.")
+app = make_app(
+    "reid-index", "Build, describe and search galleries: folders of embeddings that a model was run for once."
+)
 
 
 @app.command
@@ -42,7 +42,7 @@ def build(
     r"""Embed the images below a folder (or of a CSV table) into a gallery.
 
     An image that cannot be read is reported and left out; the exit code is then 1. A build that was cut off goes
-    on where it stopped when it is run again. `--force` brings a finished gallery up to date with the folder: new
+    on where it stopped when it is run again. --force brings a finished gallery up to date with the folder: new
     and changed images are embedded, gone ones removed, the rest stays.
 
     Args:
@@ -68,10 +68,7 @@ def build(
     if json:
         print_json({"gallery": path_to_text(out), "identity": embedder.contract.identity, **asdict(report)})
     else:
-        for path, reason in report.failures[:SHOWN_FAILURES]:
-            warn(f"left out {path}: {reason}")
-        if len(report.failures) > SHOWN_FAILURES:
-            warn(f"left out {len(report.failures) - SHOWN_FAILURES} more (--json lists all)")
+        warn_failures(report.failures)
         print_facts(
             {
                 "wrote": path_to_text(out),
@@ -166,7 +163,9 @@ def search(
 def _labels(crops: Sequence[Crop]) -> str:
     pids = {crop.pid for crop in crops if crop.pid is not None}
     camids = {crop.camid for crop in crops if crop.camid is not None}
-    return f"{len(pids)} pids, {len(camids)} camids" if pids else "none (say what names mean with --pattern or --layout)"
+    return (
+        f"{len(pids)} pids, {len(camids)} camids" if pids else "none (say what names mean with --pattern or --layout)"
+    )
 
 
 def main() -> None:

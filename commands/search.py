@@ -1,5 +1,6 @@
 """reid-search: ask a server who is in a photograph."""
 
+import os
 from dataclasses import asdict
 from typing import Annotated
 
@@ -33,6 +34,8 @@ def search(
         top_k: How many hits.
         timeout: Seconds to wait for the answer.
     """
+    # gRPC's C core writes lines of its own about failures that are reported anyway.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with Client(server, timeout=timeout) as client:
         ask = client.search_entry if entry else client.search
         result = ask(query, top_k=top_k, gallery=gallery)

@@ -35,6 +35,10 @@ def serve(
     """
     import asyncio
     import logging
+    import os
+
+    # gRPC's C core writes lines of its own about failures that are reported anyway.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
     from reidserve.datasets import path_to_text
     from reidserve.server import Ready, Settings

@@ -60,11 +60,8 @@ def crops_by_pattern(folder: Path, pattern: str) -> list[Crop]:
             f"{len(strangers)} of {len(paths)} images do not match the pattern {pattern!r}, "
             f"first {path_to_text(strangers[0])}"
         )
-    return [
-        Crop(path, **{group: value for group, value in match.groupdict().items() if group in ("pid", "camid")})
-        for path, match in zip(paths, matches, strict=True)
-        if match is not None
-    ]
+    labels = [match.groupdict() for match in matches if match is not None]
+    return [Crop(path, pid=label["pid"], camid=label.get("camid")) for path, label in zip(paths, labels, strict=True)]
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from reidserve.datasets.crop import Crop, Dataset
-from reidserve.datasets.folders import crops_by_folder, crops_by_pattern, find_images, matching, unlabelled_crops
+from reidserve.datasets.folders import (
+    crops_by_folder,
+    crops_by_pattern,
+    find_images,
+    matching,
+    unlabelled_crops,
+)
 from reidserve.datasets.names import path_to_text
 from reidserve.datasets.tables import crops_of_table, dataset_of_table
 from reidserve.errors import DatasetError
@@ -40,9 +46,7 @@ class Layout:
 
 
 LAYOUTS: Sequence[Layout] = (
-    Layout(
-        "market1501", "query", "bounding_box_test", r"(?:^|/)(?P<pid>-?\d+)_c(?P<camid>\d+)s\d+_"
-    ),
+    Layout("market1501", "query", "bounding_box_test", r"(?:^|/)(?P<pid>-?\d+)_c(?P<camid>\d+)s\d+_"),
     Layout("dukemtmc", "query", "bounding_box_test", r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_f\d+"),
     Layout("veri776", "image_query", "image_test", r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_\d+_\d+\."),
     Layout("folders", "query", "gallery", None),
@@ -64,9 +68,7 @@ def read_dataset(root: Path) -> Dataset:
 def _recognise(root: Path) -> Layout:
     if not root.is_dir():
         raise DatasetError(f"expected a dataset's folder or a .csv table, {path_to_text(root)} is neither")
-    candidates = [
-        layout for layout in LAYOUTS if (root / layout.query).is_dir() and (root / layout.gallery).is_dir()
-    ]
+    candidates = [layout for layout in LAYOUTS if (root / layout.query).is_dir() and (root / layout.gallery).is_dir()]
     if not candidates:
         known = "; ".join(f"{layout.name}: {layout.query}/, {layout.gallery}/" for layout in LAYOUTS)
         raise DatasetError(
@@ -117,7 +119,7 @@ def _read_by_names(folder: Path) -> list[Crop]:
             return layout.read(folder)
         if known:
             raise DatasetError(
-                f"{known} of {len(images)} file names in {path_to_text(folder)} are of {layout.name}, the others are not: "
-                "say what names mean with --pattern, or --layout"
+                f"{known} of {len(images)} file names in {path_to_text(folder)} are of {layout.name}, the others "
+                "are not: say what names mean with --pattern, or --layout"
             )
     return unlabelled_crops(folder)

@@ -1,5 +1,6 @@
-"""Images to embeddings: the contract, the artifact and the embedder. The kernel; it knows nothing of the other rooms."""
+"""Images to embeddings: the contract, the artifact and the embedder. The kernel: it knows no other room."""
 
+from reidserve.embed.ahead import map_ahead
 from reidserve.embed.artifact import Artifact, read_artifact
 from reidserve.embed.contract import Contract, Network, Preprocessing, Source
 from reidserve.embed.embedder import UNIT_TOLERANCE, Embedder, Embeddings, open_embedder, start_embedder
@@ -22,6 +23,7 @@ __all__ = [
     "Session",
     "Source",
     "decode",
+    "map_ahead",
     "open_embedder",
     "read_artifact",
     "read_image",

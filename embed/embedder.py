@@ -42,9 +42,7 @@ class Embedder:
             ImageError: the bytes are no image that is accepted.
         """
         contract = self.contract
-        return resize(
-            decode(data), height=contract.height, width=contract.width, resize_filter=contract.resize
-        )
+        return resize(decode(data), height=contract.height, width=contract.width, resize_filter=contract.resize)
 
     def embed(self, batch: Batch) -> Embeddings:
         """A Batch (N, height, width, 3) to Embeddings (N, dim), whatever N.
@@ -67,7 +65,7 @@ class Embedder:
         return rows
 
     def embed_each(self, batch: Batch) -> list[Embeddings | EmbeddingError]:
-        """Per image of a Batch its embedding (dim,), or what was wrong with it: one image never costs another its answer."""
+        """Per image of a Batch its embedding (dim,), or what was wrong with it: no image costs another its answer."""
         try:
             return list(self.embed(batch))
         except EmbeddingError as error:

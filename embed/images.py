@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 
 from reidserve.errors import ImageError, ImageTooLargeError
 
@@ -71,11 +71,11 @@ def decode(data: bytes) -> Image:
             return np.asarray(_to_rgb(ImageOps.exif_transpose(opened)))
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise ImageTooLargeError(f"an image may have {MAX_PIXELS:,} pixels: {error}") from error
-    except Pillow.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(f"expected a {', '.join(FORMATS)} image, got {len(data):,} other bytes") from error
     except ImageError:
         raise
-    except Exception as error:  # noqa: BLE001  # hostile bytes make decoders raise anything
+    except Exception as error:  # hostile bytes make decoders raise anything
         raise ImageError(f"the image is damaged: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Every error reidserve raises on purpose: one tree on the ground floor, so each room can raise it and each edge can map it.
+"""Every error reidserve raises on purpose: one tree on the ground floor, raised in every room, mapped at every edge.
 
 A class is a kind of failure; its `reason` is the stable word that machines read (on the wire in
 `ErrorInfo.reason`, in `--json` output as `error.reason`). The message is for people: what was expected,
@@ -12,6 +12,12 @@ class ReidError(Exception):
     """The root of the tree; anything else that escapes is a bug."""
 
     reason: ClassVar[str] = "REID_ERROR"
+
+
+class UsageError(ReidError):
+    """A command was asked for something that does not fit together."""
+
+    reason = "USAGE_WRONG"
 
 
 class DatasetError(ReidError):
@@ -129,7 +135,12 @@ class NotServingError(ServerError):
 
 
 class RequestError(ReidError):
-    """A server refused a request, or could not be reached; `code` is the gRPC status name and `reason` the server's own word."""
+    """A server refused a request, or could not be reached.
+
+    Attributes:
+        code: the name of the gRPC status.
+        reason: the server's own word.
+    """
 
     def __init__(self, message: str, *, code: str, reason: str) -> None:
         super().__init__(message)

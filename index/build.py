@@ -2,9 +2,7 @@
 
 import hashlib
 import itertools
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from reidserve.datasets import Crop, path_to_text
-from reidserve.embed import Embedder, Image, read_image
+from reidserve.embed import Embedder, Image, map_ahead, read_image
 from reidserve.errors import DatasetError, ImageError, OutputExistsError
 from reidserve.index.entry import Entry
 from reidserve.index.gallery import check_origin
 from reidserve.index.store import Origin, Record, Store, create_store, holds_gallery, open_store, writer_lock
 
 COMMIT_ROWS = 256
-_DECODERS = 2
 
 _ROOT, _STATE = "root", "state"
 _BUILDING, _BUILT = "building", "built"
@@ -125,7 +122,10 @@ def _open_or_create(out: Path, root: Path, embedder: Embedder, *, force: bool) -
     store = open_store(out, write=True)
     try:
         check_origin(out, store.origin, identity=identity)
-        unfinished = store.note(_STATE) != _BUILT and store.note(_ROOT) in (None, path_to_text(root.absolute()))
+        unfinished = store.note(_STATE) != _BUILT and store.note(_ROOT) in (
+            None,
+            path_to_text(root.absolute()),
+        )
         if not unfinished and not force:
             raise OutputExistsError(
                 f"{out} holds a gallery of {len(store.ids())} entries built from {store.note(_ROOT)}: choose another "
@@ -148,7 +148,11 @@ def _write_all(
     known = store.contents()
     contents = {content for _, content in known.values()}
     done = 0
-    with closing(_load_ahead(crops, entries, contents, embedder)) as loading:
+
+    def load(item: tuple[Crop, Entry]) -> _Loaded:
+        return _load(item[0].path, item[1], contents, embedder)
+
+    with closing(map_ahead(load, zip(crops, entries, strict=True), ahead=COMMIT_ROWS)) as loading:
         while group := list(itertools.islice(loading, COMMIT_ROWS)):
             changed = [loaded for loaded in group if not _stays(loaded, known, report)]
             records = _records(changed, store, embedder, report)
@@ -171,9 +175,7 @@ def _stays(loaded: _Loaded, known: Mapping[str, tuple[Entry, bytes]], report: Bu
     return False
 
 
-def _records(
-    changed: Sequence[_Loaded], store: Store, embedder: Embedder, report: BuildReport
-) -> list[Record]:
+def _records(changed: Sequence[_Loaded], store: Store, embedder: Embedder, report: BuildReport) -> list[Record]:
     """The records of crops that are new or changed, in their order; a crop the model fails on is reported."""
     pixels = [loaded.pixels for loaded in changed if loaded.pixels is not None]
     embedded = iter(embedder.embed_each(np.stack(pixels)) if pixels else [])
@@ -187,23 +189,6 @@ def _records(
     report.reused += len(changed) - len(pixels)
     report.embedded += len(pixels)
     return records
-
-
-def _load_ahead(
-    crops: Sequence[Crop], entries: Sequence[Entry], contents: Set[bytes], embedder: Embedder
-) -> Generator[_Loaded]:
-    """Read and decode in threads, in order, at most COMMIT_ROWS crops ahead of the engine."""
-    pool = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
-    ahead: deque[Future[_Loaded]] = deque()
-    try:
-        for crop, entry in zip(crops, entries, strict=True):
-            ahead.append(pool.submit(_load, crop.path, entry, contents, embedder))
-            if len(ahead) > COMMIT_ROWS:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _load(path: Path, entry: Entry, contents: Set[bytes], embedder: Embedder) -> _Loaded:

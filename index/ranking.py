@@ -113,11 +113,11 @@ def _settle(
     return np.concatenate(rows), np.concatenate(scores)
 
 
-def settled_scores(
-    query: Embeddings, vectors: Embeddings, positions: NDArray[np.intp]
-) -> NDArray[np.float32]:
+def settled_scores(query: Embeddings, vectors: Embeddings, positions: NDArray[np.intp]) -> NDArray[np.float32]:
     """The one score: vecdot of a query (dim,) with those rows of vectors (n, dim)."""
     if 2 * len(positions) > len(vectors):
         # Scoring every row in place is cheaper than copying most of them.
-        return np.vecdot(vectors, query)[positions]
-    return np.vecdot(vectors[positions], query)
+        every: NDArray[np.float32] = np.vecdot(vectors, query)
+        return every[positions]
+    some: NDArray[np.float32] = np.vecdot(vectors[positions], query)
+    return some

@@ -77,7 +77,8 @@ class Snapshot:
     def vector(self, row: int) -> Embeddings:
         """The embedding (dim,) of a live row."""
         block = next(block for block in self.blocks if block.rows[-1] >= row)
-        return block.vectors[np.searchsorted(block.rows, row)]
+        vector: Embeddings = block.vectors[np.searchsorted(block.rows, row)]
+        return vector
 
     def hits(self, ranking: Ranking) -> list[list[Hit]]:
         """The entries that a ranking of this snapshot names, per query, best first."""
@@ -91,7 +92,7 @@ class Snapshot:
         ]
 
     def after(self, changes: Changes) -> "Snapshot":
-        """This snapshot with changes applied; sealed blocks are shared, not copied."""
+        """The next snapshot, with changes applied; sealed blocks are shared, not copied."""
         entries, row_of = dict(self.entries), dict(self.row_of)
         for row in changes.deleted.tolist():
             gone = entries.pop(row, None)

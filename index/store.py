@@ -158,7 +158,15 @@ class Store:
         entry = record.entry
         row = self._connection.execute(
             f"INSERT INTO entry ({_COLUMNS}, content_sha256, generation) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (entry.id, entry.pid, entry.camid, entry.timestamp, entry.source, record.content_sha256, generation),
+            (
+                entry.id,
+                entry.pid,
+                entry.camid,
+                entry.timestamp,
+                entry.source,
+                record.content_sha256,
+                generation,
+            ),
         ).lastrowid
         blob = record.vector.astype("<f4").tobytes()
         self._connection.execute("INSERT INTO vector VALUES (?, ?, ?)", (row, blob, zlib.crc32(blob)))
@@ -184,7 +192,7 @@ class Store:
         """Whether another connection has written since this was last asked (True the first time)."""
         (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         before, self._version_seen = self._version_seen, version
-        return before != version
+        return bool(before != version)
 
     def changes(self, *, since: int) -> Changes:
         """What happened after a generation, read in one transaction.
@@ -194,13 +202,12 @@ class Store:
         """
         with self._transaction("BEGIN"):
             (generation,) = self._connection.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()
-            (count,) = self._connection.execute(
-                "SELECT count(*) FROM entry WHERE generation > ?", (since,)
-            ).fetchone()
+            (count,) = self._connection.execute("SELECT count(*) FROM entry WHERE generation > ?", (since,)).fetchone()
             rows, entries = np.empty(count, np.int64), []
             vectors = np.empty((count, self.origin.dim), np.float32)
             selected = self._connection.execute(
-                f"SELECT row, {_COLUMNS}, blob, crc32 FROM entry JOIN vector USING (row) WHERE generation > ? ORDER BY row",
+                f"SELECT row, {_COLUMNS}, blob, crc32 FROM entry JOIN vector USING (row)"
+                " WHERE generation > ? ORDER BY row",
                 (since,),
             )
             for place, (row, *fields, blob, crc32) in enumerate(selected):
@@ -268,7 +275,11 @@ def create_store(folder: Path, origin: Origin) -> Store:
         with contextlib.closing(connection):
             # SQLite cannot bind parameters in a script.
             script = _SCHEMA
-            for name, value in (("identity", origin.identity), ("engine", origin.engine), ("dim", origin.dim)):
+            for name, value in (
+                ("identity", origin.identity),
+                ("engine", origin.engine),
+                ("dim", origin.dim),
+            ):
                 (literal,) = connection.execute("SELECT quote(?)", (value,)).fetchone()
                 script = script.replace(f":{name}", literal)
             connection.executescript(script)
@@ -330,7 +341,9 @@ def writer_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise GalleryLockedError(f"{folder} is being written to by {file.read().strip() or 'another process'}") from error
+            raise GalleryLockedError(
+                f"{folder} is being written to by {file.read().strip() or 'another process'}"
+            ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()}\n")
         file.flush()

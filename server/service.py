@@ -54,7 +54,7 @@ class SearchService:
                 answer = await pipeline.search_embedding(embedding, gallery=request.gallery, top_k=top_k)
             case "entry_id":
                 answer = await pipeline.search_entry(request.entry_id, gallery=request.gallery, top_k=top_k)
-            case None:
+            case _:
                 raise QueryError("expected an image, an embedding or an entry_id to search for, got none")
         return _search_response(answer, pipeline)
 
@@ -73,12 +73,12 @@ class SearchService:
 
 def _handler(
     request_type: type[_Request], method: Callable[[_Request], Awaitable[Message]]
-) -> grpc.RpcMethodHandler[bytes, bytes]:
+) -> "grpc.RpcMethodHandler[bytes, bytes]":
     async def call(raw: bytes, context: _Context) -> bytes:
         try:
             reply = await method(request_type.FromString(raw))
             return reply.SerializeToString()
-        except Exception as error:  # noqa: BLE001  # the table decides what leaves
+        except Exception as error:  # the table decides what leaves
             await abort(context, error)
             raise
 
@@ -93,9 +93,7 @@ def _read_embedding(raw: bytes) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 
 def _search_response(answer: Answer, pipeline: Pipeline) -> reid_pb2.SearchResponse:
     hits = [
-        reid_pb2.Hit(
-            entry_id=hit.entry.id, pid=hit.entry.pid, camid=hit.entry.camid, score=hit.score, rank=hit.rank
-        )
+        reid_pb2.Hit(entry_id=hit.entry.id, pid=hit.entry.pid, camid=hit.entry.camid, score=hit.score, rank=hit.rank)
         for hit in answer.hits
     ]
     return reid_pb2.SearchResponse(

@@ -84,7 +84,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
         pipeline = Pipeline(embedder, galleries)
         refreshing = asyncio.create_task(_keep_fresh(pipeline))
         service.pipeline = pipeline
-        await _tell(checks, health_pb2.HealthCheckResponse.SERVING)
+        await _tell(checks, serving=True)
         on_ready(Ready(address, pipeline))
         await stopping
         await checks.enter_graceful_shutdown()
@@ -96,17 +96,13 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
         await server.stop(0)
 
 
-async def _start(
-    listen: str, service: SearchService, checks: health_aio.HealthServicer
-) -> tuple[grpc.aio.Server, str]:
+async def _start(listen: str, service: SearchService, checks: health_aio.HealthServicer) -> tuple[grpc.aio.Server, str]:
     # Without so_reuseport 0 two servers would share a port in silence.
-    server = grpc.aio.server(
-        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MAX_MESSAGE)]
-    )
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MAX_MESSAGE)])
     server.add_generic_rpc_handlers((service.handlers(),))
     add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    await _tell(checks, health_pb2.HealthCheckResponse.NOT_SERVING)
+    await _tell(checks, serving=False)
     host, colon, _ = listen.rpartition(":")
     try:
         port = server.add_insecure_port(listen) if colon else 0
@@ -118,7 +114,9 @@ async def _start(
     return server, f"{host}:{port}"
 
 
-async def _tell(checks: health_aio.HealthServicer, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+async def _tell(
+    checks: health_aio.HealthServicer, status: "health_pb2.HealthCheckResponse.ServingStatus.ValueType"
+) -> None:
     for name in (health.OVERALL_HEALTH, SERVICE):
         await checks.set(name, status)
 

@@ -54,7 +54,8 @@ def adopt(path: Path, out: Path, feeding: Feeding, *, output: str | None = None,
 
     def fed_by_hand(batch: Batch) -> Embeddings:
         features = foreign(_by_hand(batch, feeding.preprocessing))
-        return features / np.linalg.norm(features, axis=1, keepdims=True)
+        unit: Embeddings = features / np.linalg.norm(features, axis=1, keepdims=True)
+        return unit
 
     dim = _probe(foreign, feeding)
     graph = wrap(
@@ -110,7 +111,9 @@ def _check_operators(path: Path, model: onnx.ModelProto) -> None:
     opset = next((entry.version for entry in model.opset_import if entry.domain in _PLAIN_DOMAINS), 0)
     if opset < OLDEST_OPSET:
         raise ExportError(f"{path} has opset {opset}, at least {OLDEST_OPSET} was expected: export it again")
-    foreign = sorted({f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in _PLAIN_DOMAINS})
+    foreign = sorted(
+        {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in _PLAIN_DOMAINS}
+    )
     if foreign or model.functions:
         raise ExportError(
             f"{path} uses operators outside the ONNX standard ({', '.join(foreign) or 'local functions'}), which no "
@@ -139,7 +142,9 @@ def _check_input(model: onnx.ModelProto, feeding: Feeding) -> None:
     initialised = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initialised]
     if len(inputs) != 1:
-        raise ExportError(f"one input was expected, the graph has {', '.join(value.name for value in inputs) or 'none'}")
+        raise ExportError(
+            f"one input was expected, the graph has {', '.join(value.name for value in inputs) or 'none'}"
+        )
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type != onnx.TensorProto.FLOAT:
         got = onnx.TensorProto.DataType.Name(tensor.elem_type)
@@ -160,7 +165,7 @@ def _check_input(model: onnx.ModelProto, feeding: Feeding) -> None:
 
 def _probe(foreign: OnnxSession, feeding: Feeding) -> int:
     """The dimensions of the foreign embedding, seen by feeding two and three grey crops."""
-    dims = set()
+    dims: set[int] = set()
     for count in (2, 3):
         grey = np.full((count, feeding.height, feeding.width, 3), 127, np.uint8)
         try:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from reidserve.embed import Batch, Contract, Embedder, Embeddings, Network, Preprocessing, ResizeFilter, Source
+from reidserve.embed import (
+    Batch,
+    Contract,
+    Embedder,
+    Embeddings,
+    Network,
+    Preprocessing,
+    ResizeFilter,
+    Source,
+)
 from reidserve.embed.artifact import CONTRACT_FILE
 from reidserve.embed.canaries import CANARIES_FILE, draw_canaries, encode_canaries
 from reidserve.embed.contract import MODEL_FILE, encode_contract
@@ -144,7 +153,7 @@ def check_free(out: Path, *, force: bool) -> None:
     Raises:
         OutputExistsError: `out` is there and is not an artifact that `force` allows to replace.
     """
-    if not out.exists() or (out.is_dir() and not _names(out)):
+    if not _occupied(out):
         return
     if not (out / CONTRACT_FILE).is_file():
         raise OutputExistsError(f"{out} is there already and is no model: choose another --out")
@@ -152,12 +161,13 @@ def check_free(out: Path, *, force: bool) -> None:
         raise OutputExistsError(f"{out} holds a model already: choose another --out, or replace it with --force")
 
 
-def _names(folder: Path) -> Sequence[str]:
-    return os.listdir(folder)
+def _occupied(out: Path) -> bool:
+    """Whether something is lost if `out` is written over: anything but an empty folder."""
+    return out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None)
 
 
 def _take_place(stage: Path, out: Path) -> None:
-    if not out.exists() or not _names(out):
+    if not _occupied(out):
         stage.rename(out)
         return
     old = stage.with_suffix(".old")

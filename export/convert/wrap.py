@@ -44,7 +44,7 @@ after (float[N, {dim}] feature) => (float[N, {dim}] embeddings)
 def wrap(
     model: onnx.ModelProto, *, feature: str, height: int, width: int, dim: int, preprocessing: Preprocessing
 ) -> onnx.ModelProto:
-    """Put normalisation before and L2 after a graph that takes float32 (N, 3, height, width) and gives `feature` (N, dim).
+    """Put normalisation before and L2 after a graph: float32 (N, 3, height, width) in, `feature` (N, dim) out.
 
     The new graph takes `crops`, uint8 (N, height, width, 3) RGB, and gives `embeddings`, float32 (N, dim) of unit
     length. It computes what ToTensor and Normalize of torchvision compute, in their order, so the backbone gets

@@ -1,0 +1,97 @@
+"""Where the right answers stand: the exact ranks of each query's positives, without ranking the rest.
+
+Matrix products say how many rows stand above a positive, but for those within the settling distance, which
+vecdot decides; equal scores stand in gallery order. Memory is a chunk of products, whatever Q x G.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reidserve.datasets import JUNK
+from reidserve.embed import Embeddings
+from reidserve.evaluate.labelled import Labelled
+from reidserve.index.ranking import SETTLED_WITHIN, query_chunks, settled_scores
+
+_UNKNOWN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Positives:
+    """One query's right answers.
+
+    Attributes:
+        ranks: int64 (n,), their ranks among the entries that count, ascending, 1 for the best.
+        considered: entries that count for this query.
+    """
+
+    ranks: NDArray[np.int64]
+    considered: int
+
+
+def rank_positives(query: Labelled, gallery: Labelled) -> Iterator[Positives]:
+    """The positives of each query in turn, by the rule of Market-1501 (Zheng et al., 2015).
+
+    For each query, gallery entries with its pid and its camid are dropped, as are junk (pid "-1") and the query's
+    own source; what is left of its pid is right, everything else wrong.
+    """
+    codes = _Codes()
+    query_pids, gallery_pids = codes.of(query.pids), codes.of(gallery.pids)
+    query_camids, gallery_camids = codes.of(query.camids), codes.of(gallery.camids)
+    query_sources, gallery_sources = codes.of(query.sources), codes.of(gallery.sources)
+    not_junk = gallery_pids != codes.of([JUNK])[0]
+
+    for part in query_chunks(len(query), len(gallery)):
+        products = query.embeddings[part] @ gallery.embeddings.T
+        for product, place in zip(products, range(part.start, part.stop), strict=True):
+            same_pid = _same(gallery_pids, query_pids[place])
+            dropped = (same_pid & _same(gallery_camids, query_camids[place])) | _same(
+                gallery_sources, query_sources[place]
+            )
+            counts = not_junk & ~dropped
+            product[~counts] = -np.inf
+            right = np.flatnonzero(same_pid & counts)
+            ranks = _ranks(query.embeddings[place], gallery.embeddings, product, right)
+            yield Positives(np.sort(ranks), int(counts.sum()))
+
+
+class _Codes:
+    """Texts as numbers, equal for equal texts; unknown texts are _UNKNOWN."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+
+    def of(self, texts: Sequence[str | None]) -> NDArray[np.int64]:
+        codes = self._codes
+        return np.array([_UNKNOWN if text is None else codes.setdefault(text, len(codes)) for text in texts], np.int64)
+
+
+def _same(codes: NDArray[np.int64], code: np.int64) -> NDArray[np.bool_]:
+    # What is unknown equals nothing, not even another unknown.
+    same: NDArray[np.bool_] = (codes == code) & (code != _UNKNOWN)
+    return same
+
+
+def _ranks(
+    query: Embeddings, gallery: Embeddings, product: NDArray[np.float32], right: NDArray[np.intp]
+) -> NDArray[np.int64]:
+    """The rank of each right answer among rows whose product is above -inf."""
+    scores = settled_scores(query, gallery, right)
+    highest, lowest = scores + np.float32(SETTLED_WITHIN), scores - np.float32(SETTLED_WITHIN)
+    ascending = np.sort(product)
+    above = len(ascending) - np.searchsorted(ascending, highest, "right")
+    near = len(ascending) - above - np.searchsorted(ascending, lowest, "left")
+    ranks = above + 1
+    # A positive is always near itself: alone there, its rank is known.
+    unsettled = np.flatnonzero(near > 1)
+    if len(unsettled):
+        doubtful = np.flatnonzero((product >= lowest[unsettled].min()) & (product <= highest[unsettled].max()))
+        settled = settled_scores(query, gallery, doubtful)
+        for place in unsettled:
+            close = (product[doubtful] >= lowest[place]) & (product[doubtful] <= highest[place])
+            rows, values = doubtful[close], settled[close]
+            better = (values > scores[place]) | ((values == scores[place]) & (rows < right[place]))
+            ranks[place] += int(better.sum())
+    return ranks.astype(np.int64)
