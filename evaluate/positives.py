@@ -43,8 +43,11 @@ def rank_positives(query: Labelled, gallery: Labelled) -> Iterator[Positives]:
     query_sources, gallery_sources = codes.of(query.sources), codes.of(gallery.sources)
     not_junk = gallery_pids != codes.of([JUNK])[0]
 
-    for part in query_chunks(len(query), len(gallery)):
-        products = query.embeddings[part] @ gallery.embeddings.T
+    parts = list(query_chunks(len(query), len(gallery)))
+    buffer = np.empty((parts[0].stop if parts else 0, len(gallery)), np.float32)
+    for part in parts:
+        products = buffer[: part.stop - part.start]
+        np.matmul(query.embeddings[part], gallery.embeddings.T, out=products)
         for product, place in zip(products, range(part.start, part.stop), strict=True):
             same_pid = _same(gallery_pids, query_pids[place])
             dropped = (same_pid & _same(gallery_camids, query_camids[place])) | _same(

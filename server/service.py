@@ -1,5 +1,7 @@
 """The service: messages of reid.v1 to calls of the pipeline, and back. It decides nothing."""
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -16,6 +18,9 @@ from reidserve.server.status import abort
 SERVICE = reid_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
 DEFAULT_TOP_K = 10
 
+_QUIET_SECONDS = 0.2
+_QUIET_TRIES = 10
+
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 _Request = TypeVar("_Request", bound=Message)
 
@@ -29,6 +34,25 @@ class SearchService:
 
     def __init__(self) -> None:
         self.pipeline: Pipeline | None = None
+        self._taken = 0
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def drain(self, *, grace: float) -> None:
+        """Refuse new calls, wait for those under way, at most `grace` seconds, and then for quiet.
+
+        A stopping gRPC server cuts off calls that its transport has taken and asyncio has not yet seen, so callers
+        are refused in words until none comes for a moment.
+        """
+        self.pipeline = None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), grace)
+        for _ in range(_QUIET_TRIES):
+            before = self._taken
+            await asyncio.sleep(_QUIET_SECONDS)
+            if before == self._taken:
+                break
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The handlers to be added to a server.
@@ -38,8 +62,8 @@ class SearchService:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Search": _handler(reid_pb2.SearchRequest, self._search),
-                "Embed": _handler(reid_pb2.EmbedRequest, self._embed),
+                "Search": self._handler(reid_pb2.SearchRequest, self._search),
+                "Embed": self._handler(reid_pb2.EmbedRequest, self._embed),
             },
         )
 
@@ -65,24 +89,30 @@ class SearchService:
             embedding=embedding.astype("<f4").tobytes(), model=_model(pipeline), timings=_timings(stages)
         )
 
+    def _handler(
+        self, request_type: type[_Request], method: Callable[[_Request], Awaitable[Message]]
+    ) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        async def call(raw: bytes, context: _Context) -> bytes:
+            self._taken += 1
+            self._under_way += 1
+            self._idle.clear()
+            try:
+                reply = await method(request_type.FromString(raw))
+                return reply.SerializeToString()
+            except Exception as error:  # the table decides what leaves
+                await abort(context, error)
+                raise
+            finally:
+                self._under_way -= 1
+                if not self._under_way:
+                    self._idle.set()
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
     def _ready(self) -> Pipeline:
         if self.pipeline is None:
             raise NotServingError("the server is loading or draining: try again soon")
         return self.pipeline
-
-
-def _handler(
-    request_type: type[_Request], method: Callable[[_Request], Awaitable[Message]]
-) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    async def call(raw: bytes, context: _Context) -> bytes:
-        try:
-            reply = await method(request_type.FromString(raw))
-            return reply.SerializeToString()
-        except Exception as error:  # the table decides what leaves
-            await abort(context, error)
-            raise
-
-    return grpc.unary_unary_rpc_method_handler(call)
 
 
 def _read_embedding(raw: bytes) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

@@ -23,6 +23,7 @@ from reidserve.server.service import SERVICE, SearchService
 # Room for the largest image and what stands around it, so that our own error meets an image that is too large.
 _MAX_MESSAGE = 2 * MAX_BYTES
 _REFRESH_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 1.0  # for replies that are on their way when the last call is done
 
 _logger = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
         on_ready(Ready(address, pipeline))
         await stopping
         await checks.enter_graceful_shutdown()
-        await server.stop(settings.grace)
+        await service.drain(grace=settings.grace)
+        await server.stop(_LAST_WORDS_SECONDS)
         refreshing.cancel()
         await asyncio.gather(refreshing, return_exceptions=True)
         await pipeline.close()
@@ -114,9 +116,9 @@ async def _start(listen: str, service: SearchService, checks: health_aio.HealthS
     return server, f"{host}:{port}"
 
 
-async def _tell(
-    checks: health_aio.HealthServicer, status: "health_pb2.HealthCheckResponse.ServingStatus.ValueType"
-) -> None:
+async def _tell(checks: health_aio.HealthServicer, *, serving: bool) -> None:
+    statuses = health_pb2.HealthCheckResponse
+    status = statuses.SERVING if serving else statuses.NOT_SERVING
     for name in (health.OVERALL_HEALTH, SERVICE):
         await checks.set(name, status)
 

@@ -36,16 +36,20 @@ _TABLE: Mapping[type[Exception], grpc.StatusCode] = {
 _logger = logging.getLogger(__name__)
 
 
-async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Exception) -> None:
-    """End a call with the status of an error: code, message and ErrorInfo; internals stay in the log."""
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
+    """The code, reason and message that an error leaves with; of what nobody planned, nothing leaves."""
     code = next((code for kind, code in _TABLE.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
     if isinstance(error, ReidError):
-        reason, message = error.reason, str(error)
-    elif isinstance(error, DecodeError):
-        reason, message = "REQUEST_INVALID", "the request is no message of reid.v1"
-    else:
-        _logger.error("a call failed in a way nobody planned", exc_info=error)
-        reason, message = "INTERNAL", "internal error; the server's log says more"
+        return code, error.reason, str(error)
+    if isinstance(error, DecodeError):
+        return code, "REQUEST_INVALID", "the request is no message of reid.v1"
+    _logger.error("a call failed in a way nobody planned", exc_info=error)
+    return code, "INTERNAL", "internal error; the server's log says more"
+
+
+async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Exception) -> None:
+    """End a call with the status of an error, its reason in a google.rpc.ErrorInfo."""
+    code, reason, message = status_of(error)
     info = any_pb2.Any()
     info.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
     number, _ = code.value

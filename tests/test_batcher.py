@@ -1,0 +1,96 @@
+import asyncio
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reidserve.embed import Embedder, read_artifact
+from reidserve.embed.contract import MODEL_FILE
+from reidserve.embed.onnx_session import OnnxSession
+from reidserve.errors import EmbeddingError
+from reidserve.server.batcher import Batcher
+from tests.conftest import HEIGHT, WIDTH
+
+
+class Gate:
+    """A session like the real one, which waits until it is opened and remembers the batches it saw."""
+
+    engine = "fp32/onnxruntime-cpu"
+    max_batch = 4
+
+    def __init__(self, session: OnnxSession) -> None:
+        self._session = session
+        self.opened = threading.Event()
+        self.batches: list[int] = []
+        self.fault: Exception | None = None
+
+    def __call__(self, batch, /):
+        self.opened.wait(10)
+        self.batches.append(len(batch))
+        if self.fault is not None:
+            raise self.fault
+        rows = self._session(batch)
+        rows[~batch.any(axis=(1, 2, 3))] = np.nan
+        return rows
+
+
+@pytest.fixture
+def gate(model: Path) -> Gate:
+    return Gate(OnnxSession(model / MODEL_FILE))
+
+
+@pytest.fixture
+async def batcher(model: Path, gate: Gate):
+    running = Batcher(Embedder(read_artifact(model).contract, gate))
+    yield running
+    await running.close()
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 256, (9, HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+async def start(batcher: Batcher, images) -> list[asyncio.Task]:
+    tasks = [asyncio.create_task(batcher.embed(image)) for image in images]
+    await asyncio.sleep(0.05)
+    return tasks
+
+
+async def test_an_idle_engine_does_not_wait_and_a_busy_one_gathers_a_batch(batcher, gate, images, embedder: Embedder):
+    tasks = await start(batcher, images)
+    gate.opened.set()
+    answers = await asyncio.gather(*tasks)
+    # The first went alone; the eight that came meanwhile fill two batches.
+    assert gate.batches in ([1, 4, 4], [4, 4, 1])
+    np.testing.assert_array_equal(np.stack(answers), embedder.embed(images))
+
+
+async def test_a_failing_image_fails_its_caller_and_no_other(batcher, gate, images, embedder: Embedder):
+    images[3] = 0
+    tasks = await start(batcher, images)
+    gate.opened.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(answers[3], EmbeddingError)
+    others = [place for place in range(9) if place != 3]
+    np.testing.assert_array_equal(np.stack([answers[place] for place in others]), embedder.embed(images)[others])
+
+
+async def test_what_was_cancelled_while_it_queued_costs_no_engine_time(batcher, gate, images):
+    tasks = await start(batcher, images)
+    for task in tasks[5:]:
+        task.cancel()
+    await asyncio.sleep(0)
+    gate.opened.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(gate.batches) == 5
+
+
+async def test_a_fault_of_the_engine_fails_that_batch_and_the_worker_lives_on(batcher, gate, images):
+    gate.opened.set()
+    gate.fault = RuntimeError("device lost")
+    with pytest.raises(RuntimeError, match="device lost"):
+        await batcher.embed(images[0])
+    gate.fault = None
+    assert (await batcher.embed(images[0])).shape == (24,)

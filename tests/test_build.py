@@ -1,0 +1,241 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reidserve.datasets import Crop, read_crops
+from reidserve.embed import Embedder
+from reidserve.errors import DatasetError, GalleryError, GalleryLockedError, GalleryModelError, OutputExistsError
+from reidserve.index import build_gallery, open_gallery
+from reidserve.index.store import open_store, writer_lock
+from tests.conftest import BIN, draw_crop, run_command, write_crops
+
+
+@pytest.fixture
+def crops(tmp_path: Path) -> Path:
+    write_crops(tmp_path / "crops", pids=6)
+    return tmp_path / "crops"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "crops.gallery"
+
+
+def build(crops: Path, out: Path, embedder: Embedder, **options):
+    return build_gallery(read_crops(crops), crops, out, embedder, **options)
+
+
+def contents(out: Path) -> dict[str, list[float]]:
+    snapshot = open_gallery(out).snapshot
+    return {name: snapshot.vector(row).tolist() for name, row in snapshot.row_of.items()}
+
+
+def test_a_gallery_holds_each_crop_under_its_path_with_its_labels(crops: Path, out: Path, embedder: Embedder):
+    report = build(crops, out, embedder)
+    assert (report.entries, report.embedded, report.failures) == (12, 12, [])
+    snapshot = open_gallery(out, identity=embedder.contract.identity).snapshot
+    for path in crops.iterdir():
+        row = snapshot.row_of[path.name]
+        entry = snapshot.entries[row]
+        assert (entry.pid, entry.camid) == (path.name[:4], path.name[6])
+        assert entry.source == str(path)
+        np.testing.assert_array_equal(snapshot.vector(row), embedder.embed_encoded([path.read_bytes()])[0])
+
+
+def test_rows_stand_in_the_order_of_paths(crops: Path, out: Path, embedder: Embedder):
+    build(crops, out, embedder)
+    snapshot = open_gallery(out).snapshot
+    assert list(snapshot.row_of) == sorted(path.name for path in crops.iterdir())
+
+
+def test_images_that_cannot_be_read_are_named_and_cost_no_other(crops: Path, out: Path, embedder: Embedder):
+    (crops / "0007_c1s1_000000_00.jpg").write_text("no image")
+    whole = (crops / "0001_c1s1_000000_00.png").read_bytes()
+    (crops / "0007_c2s1_000000_00.png").write_bytes(whole[: len(whole) // 2])
+    os.mkfifo(crops / "0008_c1s1_000000_00.png")
+    (crops / "0009_c1s1_000000_00.png").symlink_to("nowhere")
+    report = build(crops, out, embedder)
+    assert report.entries == 12
+    assert [Path(name).name[:7] for name, _ in report.failures] == ["0007_c1", "0007_c2", "0008_c1", "0009_c1"]
+    reasons = [reason for _, reason in report.failures]
+    assert "expected a JPEG, PNG, WEBP, BMP image" in reasons[0]
+    assert "damaged" in reasons[1]
+    assert "no regular file" in reasons[2]
+    assert "No such file" in reasons[3]
+
+
+def test_file_names_that_are_not_utf8_become_readable_ids(crops: Path, out: Path, embedder: Embedder):
+    strange = os.fsencode(crops) + b"/0042_c1s1_\xff\xe9.png"
+    Image.fromarray(draw_crop(42, 1)).save(os.fsdecode(strange), "PNG")
+    report = build(crops, out, embedder)
+    assert report.failures == []
+    snapshot = open_gallery(out).snapshot
+    assert snapshot.entries[snapshot.row_of["0042_c1s1_%FF%E9.png"]].pid == "0042"
+
+
+def test_a_finished_gallery_is_not_touched_without_force(crops: Path, out: Path, embedder: Embedder):
+    build(crops, out, embedder)
+    write_crops(crops, pids=8)
+    with pytest.raises(OutputExistsError, match="holds a gallery of 12 entries built from .*--force"):
+        build(crops, out, embedder)
+    assert len(open_gallery(out).snapshot) == 12
+
+
+def test_force_brings_a_gallery_up_to_date_and_embeds_nothing_twice(
+    crops: Path, out: Path, tmp_path: Path, embedder: Embedder
+):
+    build(crops, out, embedder)
+    Image.fromarray(draw_crop(99, 1)).save(crops / "0001_c1s1_000000_00.png")  # changed
+    (crops / "0002_c1s1_000000_00.png").unlink()  # gone
+    Image.fromarray(draw_crop(77, 1)).save(crops / "0077_c1s1_000000_00.png")  # new
+    twin = crops / "0077_c2s1_000000_00.png"  # new, but with a known content
+    twin.write_bytes((crops / "0003_c1s1_000000_00.png").read_bytes())
+    report = build(crops, out, embedder, force=True)
+    assert (report.embedded, report.reused, report.kept, report.removed, report.entries) == (2, 1, 10, 1, 13)
+
+    build(crops, tmp_path / "fresh.gallery", embedder)
+    assert contents(out) == contents(tmp_path / "fresh.gallery")
+
+    generation = open_gallery(out).snapshot.generation
+    report = build(crops, out, embedder, force=True)
+    assert (report.embedded, report.kept) == (0, 13)
+    assert open_gallery(out).snapshot.generation == generation
+
+
+def test_an_entry_whose_image_became_unreadable_is_kept(crops: Path, out: Path, embedder: Embedder):
+    build(crops, out, embedder)
+    before = contents(out)
+    (crops / "0001_c1s1_000000_00.png").write_text("gone bad")
+    report = build(crops, out, embedder, force=True)
+    assert len(report.failures) == 1
+    assert contents(out) == before
+
+
+def test_a_gallery_of_another_model_is_refused_even_with_force(
+    crops: Path, out: Path, embedder: Embedder, other_model: Path
+):
+    from reidserve.embed import open_embedder
+
+    build(crops, out, embedder)
+    before = contents(out)
+    other = open_embedder(other_model)
+    for force in (False, True):
+        with pytest.raises(GalleryModelError, match=embedder.contract.identity[:12]) as refusal:
+            build(crops, out, other, force=force)
+        assert other.contract.identity[:12] in str(refusal.value)
+    assert contents(out) == before
+
+
+def test_two_crops_of_one_path_are_refused(crops: Path, out: Path, embedder: Embedder):
+    path = crops / "0001_c1s1_000000_00.png"
+    with pytest.raises(DatasetError, match="two crops have the path 0001_c1s1_000000_00.png"):
+        build_gallery([Crop(path), Crop(path)], crops, out, embedder)
+    assert not out.exists()
+
+
+def test_a_file_in_the_gallerys_place_is_refused_and_kept(crops: Path, out: Path, embedder: Embedder):
+    out.write_text("precious")
+    with pytest.raises(OutputExistsError, match="is no gallery"):
+        build(crops, out, embedder, force=True)
+    assert out.read_text() == "precious"
+
+
+def test_a_second_writer_is_refused(crops: Path, out: Path, embedder: Embedder):
+    with writer_lock(out), pytest.raises(GalleryLockedError, match=f"process {os.getpid()}"):
+        build(crops, out, embedder)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many") / "many"
+    write_crops(folder, pids=300, camids=4)
+    return folder
+
+
+def start_build(crops: Path, out: Path, model: Path, **options) -> subprocess.Popen[str]:
+    command = [BIN / "reid-index", "build", crops, "--model", model, "--out", out, "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def wait_for_entries(out: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            store = open_store(out)
+        except GalleryError:
+            time.sleep(0.002)
+            continue
+        found = len(store.ids())
+        store.close()
+        if found >= count:
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"the build never got to {count} entries")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_an_interrupted_build_leaves_a_gallery_that_opens_and_is_resumed(
+    many: Path, out: Path, model: Path, embedder: Embedder, number, code
+):
+    building = start_build(many, out, model)
+    wait_for_entries(out, 256)
+    building.send_signal(number)
+    output, errors = building.communicate(timeout=60)
+    assert building.returncode == code, errors
+    assert "Traceback" not in errors
+
+    half = contents(out)
+    assert 256 <= len(half) < 1200, "the build was not interrupted half-way"
+    resumed = start_build(many, out, model)
+    output, errors = resumed.communicate(timeout=120)
+    report = json.loads(output)
+    assert (resumed.returncode, report["entries"], report["kept"]) == (0, 1200, len(half))
+    assert report["embedded"] == 1200 - len(half)
+    whole = contents(out)
+    assert {name: whole[name] for name in half} == half
+    assert list(whole) == sorted(path.name for path in many.iterdir())
+
+
+def test_a_full_disk_ends_a_build_with_one_line_and_loses_nothing_committed(many: Path, out: Path, model: Path):
+    def limit() -> None:
+        # A file-size limit fails writes as a full disk does, without needing a disk to fill.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+
+    building = start_build(many, out, model, preexec_fn=limit)
+    output, errors = building.communicate(timeout=60)
+    assert building.returncode == 1
+    assert json.loads(output)["error"]["reason"] == "GALLERY_INVALID"
+    assert "what was committed before is safe" in errors
+    assert "Traceback" not in errors
+    survivors = len(contents(out))
+    assert survivors % 256 == 0
+    report = run_command("reid-index", "build", many, "--model", model, "--out", out, "--json")
+    assert json.loads(report.stdout)["kept"] == survivors
+    assert json.loads(report.stdout)["entries"] == 1200
+
+
+def test_a_read_only_folder_is_refused_with_the_reason(tmp_path: Path, crops: Path, out: Path, embedder: Embedder):
+    build(crops, out, embedder)
+    for folder in [tmp_path, *tmp_path.parents][:4]:
+        folder.chmod(0o755)
+    out.chmod(0o555)
+    # root writes everywhere, so the child becomes nobody once it has imported what it needs.
+    script = (
+        "import os, pathlib, sys; from reidserve.index import open_gallery\n"
+        "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+        "open_gallery(pathlib.Path(sys.argv[1]))"
+    )
+    child = subprocess.run([sys.executable, "-P", "-c", script, out], capture_output=True, text=True, check=False)
+    out.chmod(0o755)
+    assert child.returncode == 1
+    assert "GalleryError" in child.stderr
+    assert "its folder is read-only" in child.stderr

@@ -1,0 +1,253 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from reidserve.client import Client
+from reidserve.datasets import read_crops
+from reidserve.embed import Embedder, open_embedder
+from reidserve.errors import EntryNotFoundError, OverloadedError, QueryError, ReidError, RequestError
+from reidserve.index import build_gallery, open_gallery
+from reidserve.proto.reid.v1 import reid_pb2
+from reidserve.server.service import SERVICE
+from tests.conftest import BIN, Server, run_command, start_server, stop_server, write_crops
+
+
+@pytest.fixture
+def client(server: Server):
+    with Client(server.target) as connected:
+        yield connected
+
+
+def answers_of(result) -> list[tuple]:
+    return [(hit.entry_id, hit.pid, hit.camid, hit.score, hit.rank) for hit in result.hits]
+
+
+def expected_hits(gallery: Path, query: np.ndarray, top_k: int) -> list[tuple]:
+    """Brute force over the stored embeddings."""
+    snapshot = open_gallery(gallery).snapshot
+    scored = sorted((-np.vecdot(snapshot.vector(row), query), row) for row in snapshot.entries)
+    entries = [(snapshot.entries[row], -score) for score, row in scored[:top_k]]
+    return [(entry.id, entry.pid, entry.camid, score, rank) for rank, (entry, score) in enumerate(entries, start=1)]
+
+
+def test_an_image_is_answered_with_the_ranking_of_brute_force(client, gallery, crops, embedder: Embedder, server):
+    for path in sorted(crops.iterdir()):
+        result = client.search(path, top_k=7)
+        query = embedder.embed_encoded([path.read_bytes()])[0]
+        assert answers_of(result) == expected_hits(gallery, query, 7)
+        assert result.model == server.identity == embedder.contract.identity
+        assert result.engine == "fp32/onnxruntime-cpu"
+        assert set(result.timings) == {"decode", "embed", "search", "total"}
+        assert result.timings["total"] >= sum(result.timings[stage] for stage in ("decode", "embed", "search")) * 0.99
+
+
+def test_concurrent_searches_get_the_bits_of_lonely_ones(client, gallery, crops, embedder: Embedder):
+    paths = sorted(crops.iterdir())
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(lambda path: client.search(path.read_bytes(), top_k=40), paths * 5))
+    for path, result in zip(paths * 5, results, strict=True):
+        assert answers_of(result) == expected_hits(gallery, embedder.embed_encoded([path.read_bytes()])[0], 40)
+
+
+def test_an_embedding_searches_like_the_image_it_came_from(client, crops, embedder: Embedder):
+    path = sorted(crops.iterdir())[3]
+    embedding = client.embed(path)
+    np.testing.assert_array_equal(np.array(embedding, np.float32), embedder.embed_encoded([path.read_bytes()])[0])
+    assert answers_of(client.search_embedding(embedding, 5)) == answers_of(client.search(path, 5))
+
+
+def test_an_entry_is_left_out_of_its_own_hits(client, crops):
+    name = sorted(crops.iterdir())[3].name
+    by_image = answers_of(client.search(crops / name, top_k=5))
+    by_entry = answers_of(client.search_entry(name, top_k=4))
+    assert by_image[0][0] == name
+    assert [hit[:4] for hit in by_entry] == [hit[:4] for hit in by_image[1:]]
+    assert [hit[4] for hit in by_entry] == [1, 2, 3, 4]
+
+
+def test_ten_hits_come_where_no_number_was_asked_for(server):
+    with grpc.insecure_channel(server.target) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/Search", reid_pb2.SearchRequest.SerializeToString)
+        raw = call(reid_pb2.SearchRequest(entry_id="0001_c1s1_000000_00.png"))
+    assert len(reid_pb2.SearchResponse.FromString(raw).hits) == 10
+
+
+IMAGE = b"\x89PNG\r\n\x1a\n but not really"
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "code", "reason", "message"),
+    [
+        ({"top_k": 5}, "INVALID_ARGUMENT", "QUERY_INVALID", "expected an image, an embedding or an entry_id"),
+        ({"image": b""}, "INVALID_ARGUMENT", "IMAGE_INVALID", "got no bytes"),
+        ({"image": IMAGE}, "INVALID_ARGUMENT", "IMAGE_INVALID", "expected a JPEG, PNG, WEBP, BMP image"),
+        ({"image": bytes(17 * 2**20)}, "INVALID_ARGUMENT", "IMAGE_TOO_LARGE", "16,777,216 bytes, got 17,825,792"),
+        ({"embedding": b"abc"}, "INVALID_ARGUMENT", "QUERY_INVALID", "got 3 bytes"),
+        ({"embedding": bytes(4 * 7)}, "INVALID_ARGUMENT", "QUERY_INVALID", "have 24 dimensions, the query has 7"),
+        ({"embedding": bytes(4 * 24)}, "INVALID_ARGUMENT", "QUERY_INVALID", "must be of unit length"),
+        ({"embedding": b"\xff" * 4 * 24}, "INVALID_ARGUMENT", "QUERY_INVALID", "must be of unit length"),
+        ({"entry_id": "nobody"}, "NOT_FOUND", "ENTRY_NOT_FOUND", "no entry 'nobody'"),
+        ({"entry_id": "x", "gallery": "mall"}, "NOT_FOUND", "GALLERY_NOT_FOUND", "no gallery 'mall' here, there is crops"),
+        ({"image": IMAGE, "top_k": 0}, "INVALID_ARGUMENT", "QUERY_INVALID", "top_k must be 1 to 10,000, got 0"),
+        ({"image": IMAGE, "top_k": -1}, "INVALID_ARGUMENT", "QUERY_INVALID", "got -1"),
+        ({"image": IMAGE, "top_k": 10**9}, "INVALID_ARGUMENT", "QUERY_INVALID", "got 1000000000"),
+    ],
+)
+def test_a_query_that_cannot_be_answered_gets_a_status_with_its_reason(server, request_fields, code, reason, message):
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(server.target, options) as channel, pytest.raises(grpc.RpcError) as refusal:
+        call = channel.unary_unary(f"/{SERVICE}/Search", reid_pb2.SearchRequest.SerializeToString)
+        call(reid_pb2.SearchRequest(**request_fields))
+    assert refusal.value.code().name == code
+    assert message in refusal.value.details()
+    info = error_details_pb2.ErrorInfo()
+    assert rpc_status.from_call(refusal.value).details[0].Unpack(info)
+    assert (info.reason, info.domain) == (reason, "reidserve")
+
+
+def test_bytes_that_are_no_message_are_refused_under_the_table(server):
+    with grpc.insecure_channel(server.target) as channel, pytest.raises(grpc.RpcError) as refusal:
+        channel.unary_unary(f"/{SERVICE}/Search")(b"\xff\xff\xff garbage")
+    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no message of reid.v1" in refusal.value.details()
+
+
+def test_every_error_of_the_tree_has_a_status_and_nothing_unplanned_leaks():
+    from reidserve.server.status import status_of
+
+    assert status_of(EntryNotFoundError("x")) == (grpc.StatusCode.NOT_FOUND, "ENTRY_NOT_FOUND", "x")
+    assert status_of(QueryError("x"))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert status_of(OverloadedError("x"))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert status_of(ReidError("x"))[0] is grpc.StatusCode.INTERNAL
+    code, reason, message = status_of(ValueError("/secret/path"))
+    assert (code, reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "secret" not in message
+
+
+def test_health_says_serving_for_the_server_and_the_service(server):
+    with grpc.insecure_channel(server.target) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        for name in ("", SERVICE):
+            assert check(health_pb2.HealthCheckRequest(service=name)).status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_reflection_describes_the_service_to_those_without_the_proto(server):
+    arguments = ["--protocol", "grpc", "--http2-prior-knowledge", "-d", '{"entryId": "0001_c1s1_000000_00.png", "topK": 3}']
+    result = subprocess.run(
+        [BIN / "buf", "curl", *arguments, f"http://{server.target}/{SERVICE}/Search"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    hits = json.loads(result.stdout)["hits"]
+    assert [hit["rank"] for hit in hits] == [1, 2, 3]
+
+
+def test_what_another_process_writes_is_served_without_a_restart(tmp_path: Path, model: Path, embedder: Embedder):
+    crops, out = tmp_path / "crops", tmp_path / "live.gallery"
+    write_crops(crops, pids=3)
+    build_gallery(read_crops(crops), crops, out, embedder)
+    running = start_server("--model", model, "--gallery", out)
+    try:
+        with Client(running.target) as client:
+            before = client.search_entry("0001_c1s1_000000_00.png", 100)
+            write_crops(crops, pids=5)
+            (crops / "0002_c1s1_000000_00.png").unlink()
+            build = run_command("reid-index", "build", crops, "--model", model, "--out", out, "--force")
+            assert build.returncode == 0, build.stderr
+            deadline = time.monotonic() + 20
+            after = before
+            while time.monotonic() < deadline and len(after.hits) != 8:
+                time.sleep(0.1)
+                after = client.search_entry("0001_c1s1_000000_00.png", 100)
+    finally:
+        assert stop_server(running) == 0
+    assert (len(before.hits), len(after.hits)) == (5, 8)
+    assert "0002_c1s1_000000_00.png" not in {hit.entry_id for hit in after.hits}
+    assert after.generation > before.generation
+
+
+def test_sigterm_answers_what_is_under_way_and_then_exits_with_0(model: Path, gallery: Path, crops: Path):
+    running = start_server("--model", model, "--gallery", gallery)
+    images = [path.read_bytes() for path in sorted(crops.iterdir())]
+    answered, refused, stop = [], [], threading.Event()
+
+    def ask(place: int) -> None:
+        with Client(running.target) as client:
+            while not stop.is_set():
+                try:
+                    answered.append(len(client.search(images[place % len(images)], 5).hits))
+                except RequestError as error:
+                    refused.append((error.code, error.reason))
+                    return
+
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask, place) for place in range(8)]
+        time.sleep(0.5)
+        running.process.send_signal(signal.SIGTERM)
+        code = running.process.wait(30)
+        stop.set()
+        for one in asking:
+            one.result()
+    assert running.process.stdout is not None
+    running.process.stdout.close()
+    assert code == 0
+    assert len(answered) > 8
+    assert set(answered) == {5}
+    # Each client was told at its next call; none was cut off in one that had been taken.
+    assert refused == [("UNAVAILABLE", "NOT_SERVING")] * 8
+
+
+def test_a_port_in_use_is_refused_in_one_line(model: Path, gallery: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        target = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = run_command("reid-serve", "--model", model, "--gallery", gallery, "--listen", target)
+    assert result.returncode == 1
+    assert result.stderr == f"error: {target} cannot be listened on: is the port in use?\n"
+
+
+def test_a_gallery_of_another_model_is_never_served(other_model: Path, gallery: Path, embedder: Embedder):
+    result = run_command("reid-serve", "--model", other_model, "--gallery", gallery, "--listen", "127.0.0.1:0", "--json")
+    assert result.returncode == 1
+    error = json.loads(result.stdout)["error"]
+    assert error["reason"] == "GALLERY_MODEL_MISMATCH"
+    for identity in (embedder.contract.identity, open_embedder(other_model).contract.identity):
+        assert identity[:12] in error["message"]
+
+
+def test_two_galleries_are_served_by_name(tmp_path: Path, model: Path, gallery: Path, embedder: Embedder):
+    write_crops(tmp_path / "yard", pids=2)
+    build_gallery(read_crops(tmp_path / "yard"), tmp_path / "yard", tmp_path / "yard.gallery", embedder)
+    running = start_server("--model", model, "--gallery", gallery, "--gallery", tmp_path / "yard.gallery")
+    try:
+        with Client(running.target) as client:
+            assert len(client.search_entry("0001_c1s1_000000_00.png", 100, gallery="yard").hits) == 3
+            assert len(client.search_entry("0001_c1s1_000000_00.png", 100, gallery="crops").hits) == 39
+            with pytest.raises(RequestError, match="there is crops, yard") as refusal:
+                client.search_entry("0001_c1s1_000000_00.png")
+            assert refusal.value.reason == "GALLERY_NOT_FOUND"
+    finally:
+        assert stop_server(running) == 0
+
+
+def test_a_server_loads_no_training_library(server):
+    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    loaded = {os.path.basename(line.split()[-1]) for line in maps.splitlines() if "/" in line}
+    assert any("onnxruntime" in name for name in loaded)
+    assert not any(name.startswith(("libtorch", "onnx_cpp2py")) for name in loaded)
