@@ -1,0 +1,49 @@
+import subprocess
+import sys
+from array import array
+
+import pytest
+
+from reidserve.client import Client, RequestError
+from reidserve.errors import QueryError
+from tests.conftest import Server
+
+
+def test_importing_the_client_pulls_in_no_ml_package():
+    script = (
+        "import sys, reidserve.client\n"
+        "heavy = {'numpy', 'PIL', 'onnxruntime', 'onnx', 'torch', 'faiss', 'msgspec', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_a_server_that_is_not_there_is_said_to_be():
+    with (
+        Client("127.0.0.1:1", timeout=5) as client,
+        pytest.raises(RequestError, match="is reid-serve running") as failure,
+    ):
+        client.search(b"image")
+    assert (failure.value.code, failure.value.reason) == ("UNAVAILABLE", "UNAVAILABLE")
+
+
+def test_the_servers_reason_reaches_the_caller(server: Server):
+    with Client(server.target) as client, pytest.raises(RequestError, match="expected a JPEG") as failure:
+        client.search(b"no image")
+    assert (failure.value.code, failure.value.reason) == ("INVALID_ARGUMENT", "IMAGE_INVALID")
+
+
+@pytest.mark.parametrize(("entry_id", "top_k"), [("a\udcff", 1), ("a", 10**10)])
+def test_a_query_that_does_not_fit_the_protocol_is_refused_before_it_is_sent(entry_id, top_k):
+    with Client("127.0.0.1:1") as client, pytest.raises(QueryError, match="does not fit the protocol"):
+        client.search_entry(entry_id, top_k)
+
+
+def test_an_embedding_is_a_float_array_of_unit_length(server: Server, crops):
+    path = sorted(crops.iterdir())[0]
+    with Client(server.target) as client:
+        embedding = client.embed(path)
+    assert isinstance(embedding, array)
+    assert embedding.typecode == "f"
+    assert sum(number * number for number in embedding) == pytest.approx(1, abs=1e-6)

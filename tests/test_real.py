@@ -1,0 +1,81 @@
+"""The whole way on real photographs with a network trained by others."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reidserve.client import Client
+from reidserve.embed import Embedder, open_embedder
+from reidserve.index import open_gallery
+from tests.conftest import Server, run_command, start_server, stop_server
+
+PATTERN = r"(?P<pid>[a-z]+_\d+)_cam(?P<camid>\d)"
+
+
+@pytest.fixture(scope="module")
+def photographs(shared: Path) -> Path:
+    return shared / "data" / "vehicles" / "images"
+
+
+@pytest.fixture(scope="module")
+def vehicles(tmp_path_factory: pytest.TempPathFactory, photographs: Path, osnet: Path) -> Path:
+    out = tmp_path_factory.mktemp("vehicles") / "vehicles.gallery"
+    built = run_command(
+        "reid-index", "build", photographs, "--model", osnet, "--out", out, "--pattern", PATTERN, "--json"
+    )
+    assert built.returncode == 0, built.stderr
+    report = json.loads(built.stdout)
+    assert (report["entries"], report["embedded"], report["failures"]) == (1134, 1134, [])
+    return out
+
+
+@pytest.fixture(scope="module")
+def serving(osnet: Path, vehicles: Path) -> Iterator[Server]:
+    running = start_server("--model", osnet, "--gallery", vehicles)
+    yield running
+    assert stop_server(running) == 0
+
+
+@pytest.fixture(scope="module")
+def embedder(osnet: Path) -> Embedder:
+    return open_embedder(osnet)
+
+
+def test_the_published_scores_are_reproduced(photographs: Path, osnet: Path):
+    arguments = ["--query-crops", photographs, "--gallery-crops", photographs, "--pattern", PATTERN, "--model", osnet]
+    scored = json.loads(run_command("reid-eval", *arguments, "--json").stdout)
+    assert (scored["queries"], scored["unmatchable"], scored["gallery"]) == (1134, 0, 1134)
+    assert scored["rank1"] == pytest.approx(0.4603, abs=0.0005)
+    assert scored["mAP"] == pytest.approx(0.5644, abs=0.0005)
+
+
+def test_every_photograph_finds_itself_over_grpc(photographs: Path, serving: Server):
+    with Client(serving.target) as client:
+        for path in sorted(photographs.rglob("*.jpg")):
+            (hit,) = client.search(path, top_k=1).hits
+            assert hit.entry_id == path.relative_to(photographs).as_posix()
+            assert hit.score == pytest.approx(1, abs=1e-6)
+
+
+def test_rankings_over_grpc_equal_brute_force_entry_by_entry_and_score_by_score(
+    photographs: Path, serving: Server, vehicles: Path, embedder: Embedder
+):
+    snapshot = open_gallery(vehicles, identity=serving.identity).snapshot
+    rows = sorted(snapshot.entries)
+    stored = np.stack([snapshot.vector(row) for row in rows])
+    queries = sorted(photographs.rglob("*.jpg"))[:: 1134 // 50][:50]
+    assert len(queries) == 50
+    with Client(serving.target) as client:
+        for path in queries:
+            query = embedder.embed_encoded([path.read_bytes()])[0]
+            scores = np.vecdot(stored, query)
+            order = np.lexsort((rows, -scores))
+            hits = client.search(path, top_k=len(rows)).hits
+            assert [hit.entry_id for hit in hits] == [snapshot.entries[rows[place]].id for place in order]
+            assert [np.float32(hit.score) for hit in hits] == scores[order].tolist()
+            assert [(hit.pid, hit.camid) for hit in hits[:1]] == [
+                (snapshot.entries[rows[order[0]]].pid, snapshot.entries[rows[order[0]]].camid)
+            ]
