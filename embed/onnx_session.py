@@ -43,6 +43,9 @@ class OnnxSession:
                 f"device {device} was asked for, but this onnxruntime offers {', '.join(available)}; "
                 "install the [gpu] extra in place of [cpu], or ask for --device cpu"
             )
+        if device == "cuda":
+            # The CUDA libraries that pip installed lie where the loader does not look.
+            onnxruntime.preload_dlls()
         try:
             self._session = onnxruntime.InferenceSession(
                 os.fspath(model) if isinstance(model, Path) else model,

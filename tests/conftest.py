@@ -152,11 +152,11 @@ def unit_rows(rng: np.random.Generator, count: int, dim: int) -> NDArray[np.floa
 
 
 def run_command(
-    name: str, *arguments: str | Path, cwd: Path | None = None, **options: object
+    name: str, *arguments: object, cwd: Path | None = None, **options: object
 ) -> subprocess.CompletedProcess[str]:
     """Run an installed console command as a person would."""
-    return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        [BIN / name, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **options
+    return subprocess.run(  # type: ignore[call-overload]
+        [BIN / name, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **options
     )
 
 
@@ -167,10 +167,12 @@ class Server:
     identity: str
 
 
-def start_server(*arguments: str | Path) -> Server:
+def start_server(*arguments: object) -> Server:
     """A real `reid-serve` on a free port, ready to answer."""
     process = subprocess.Popen(
-        [BIN / "reid-serve", "--listen", "127.0.0.1:0", "--json", *arguments], stdout=subprocess.PIPE, text=True
+        [BIN / "reid-serve", "--listen", "127.0.0.1:0", "--json", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     line = process.stdout.readline()

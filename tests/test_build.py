@@ -162,7 +162,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start_build(crops: Path, out: Path, model: Path, **options) -> subprocess.Popen[str]:
-    command = [BIN / "reid-index", "build", crops, "--model", model, "--out", out, "--json"]
+    command = list(map(str, [BIN / "reid-index", "build", crops, "--model", model, "--out", out, "--json"]))
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 

@@ -103,12 +103,12 @@ def test_the_whole_way_by_the_commands_and_their_defaults(tmp_path: Path):
 def test_the_command_line_and_the_server_give_one_ranking(server: Server, model: Path, gallery: Path, crops: Path):
     path = sorted(crops.iterdir())[5]
     asked = json.loads(run_command("reid-search", path, "--server", server.target, "--top-k", "6", "--json").stdout)
-    bare = ["reid-index", "search", path, "--gallery", gallery, "--model", model, "--top-k", "6", "--json"]
-    assert asked["hits"] == json.loads(run_command(*bare).stdout)["hits"]
+    bare = ["search", path, "--gallery", gallery, "--model", model, "--top-k", "6", "--json"]
+    assert asked["hits"] == json.loads(run_command("reid-index", *bare).stdout)["hits"]
     by_entry = ["reid-search", path.name, "--entry", "--server", server.target, "--top-k", "5", "--json"]
-    bare_entry = ["reid-index", "search", path.name, "--entry", "--gallery", gallery, "--top-k", "5", "--json"]
+    bare_entry = ["search", path.name, "--entry", "--gallery", gallery, "--top-k", "5", "--json"]
     hits = json.loads(run_command(*by_entry).stdout)["hits"]
-    assert hits == json.loads(run_command(*bare_entry).stdout)["hits"]
+    assert hits == json.loads(run_command("reid-index", *bare_entry).stdout)["hits"]
     assert [hit["entry_id"] for hit in hits] == [hit["entry_id"] for hit in asked["hits"][1:]]
 
 

@@ -73,7 +73,7 @@ def test_a_batch_of_another_size_is_refused(embedder: Embedder):
     with pytest.raises(EmbeddingError, match=r"expected a uint8 batch of \(N, 64, 32, 3\), got uint8 \(1, 32, 64, 3\)"):
         embedder.embed(np.zeros((1, WIDTH, HEIGHT, 3), np.uint8))
     with pytest.raises(EmbeddingError, match="got float32"):
-        embedder.embed(np.zeros((1, HEIGHT, WIDTH, 3), np.float32))  # type: ignore[arg-type]
+        embedder.embed(np.zeros((1, HEIGHT, WIDTH, 3), np.float32))
 
 
 def test_nan_is_no_embedding(failing: Embedder, batch):
@@ -87,7 +87,7 @@ def test_one_image_that_fails_costs_no_other_its_embedding(failing: Embedder, em
     answers = failing.embed_each(batch)
     assert isinstance(answers[5], EmbeddingError)
     others = [row for row in range(17) if row != 5]
-    np.testing.assert_array_equal(np.stack([answers[row] for row in others]), embedder.embed(batch)[others])
+    np.testing.assert_array_equal(np.array([answers[row] for row in others]), embedder.embed(batch)[others])
 
 
 def test_a_model_that_breaks_its_promise_of_dimensions_is_caught(model: Path, batch):
@@ -99,7 +99,9 @@ def test_a_model_that_breaks_its_promise_of_dimensions_is_caught(model: Path, ba
 
 
 def test_a_device_that_is_not_there_is_refused_and_never_replaced(model: Path):
-    with pytest.raises(DeviceError, match=r"device cuda was asked for, but this onnxruntime offers .*CPUExecutionProvider"):
+    with pytest.raises(
+        DeviceError, match=r"device cuda was asked for, but this onnxruntime offers .*CPUExecutionProvider"
+    ):
         open_embedder(model, device="cuda")
 
 

@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -100,7 +99,12 @@ IMAGE = b"\x89PNG\r\n\x1a\n but not really"
         ({"embedding": bytes(4 * 24)}, "INVALID_ARGUMENT", "QUERY_INVALID", "must be of unit length"),
         ({"embedding": b"\xff" * 4 * 24}, "INVALID_ARGUMENT", "QUERY_INVALID", "must be of unit length"),
         ({"entry_id": "nobody"}, "NOT_FOUND", "ENTRY_NOT_FOUND", "no entry 'nobody'"),
-        ({"entry_id": "x", "gallery": "mall"}, "NOT_FOUND", "GALLERY_NOT_FOUND", "no gallery 'mall' here, there is crops"),
+        (
+            {"entry_id": "x", "gallery": "mall"},
+            "NOT_FOUND",
+            "GALLERY_NOT_FOUND",
+            "no gallery 'mall' here, there is crops",
+        ),
         ({"image": IMAGE, "top_k": 0}, "INVALID_ARGUMENT", "QUERY_INVALID", "top_k must be 1 to 10,000, got 0"),
         ({"image": IMAGE, "top_k": -1}, "INVALID_ARGUMENT", "QUERY_INVALID", "got -1"),
         ({"image": IMAGE, "top_k": 10**9}, "INVALID_ARGUMENT", "QUERY_INVALID", "got 1000000000"),
@@ -108,9 +112,9 @@ IMAGE = b"\x89PNG\r\n\x1a\n but not really"
 )
 def test_a_query_that_cannot_be_answered_gets_a_status_with_its_reason(server, request_fields, code, reason, message):
     options = [("grpc.max_send_message_length", -1)]
+    raw = reid_pb2.SearchRequest(**request_fields).SerializeToString()
     with grpc.insecure_channel(server.target, options) as channel, pytest.raises(grpc.RpcError) as refusal:
-        call = channel.unary_unary(f"/{SERVICE}/Search", reid_pb2.SearchRequest.SerializeToString)
-        call(reid_pb2.SearchRequest(**request_fields))
+        channel.unary_unary(f"/{SERVICE}/Search")(raw)
     assert refusal.value.code().name == code
     assert message in refusal.value.details()
     info = error_details_pb2.ErrorInfo()
@@ -145,7 +149,13 @@ def test_health_says_serving_for_the_server_and_the_service(server):
 
 
 def test_reflection_describes_the_service_to_those_without_the_proto(server):
-    arguments = ["--protocol", "grpc", "--http2-prior-knowledge", "-d", '{"entryId": "0001_c1s1_000000_00.png", "topK": 3}']
+    arguments = [
+        "--protocol",
+        "grpc",
+        "--http2-prior-knowledge",
+        "-d",
+        '{"entryId": "0001_c1s1_000000_00.png", "topK": 3}',
+    ]
     result = subprocess.run(
         [BIN / "buf", "curl", *arguments, f"http://{server.target}/{SERVICE}/Search"],
         capture_output=True,
@@ -223,7 +233,9 @@ def test_a_port_in_use_is_refused_in_one_line(model: Path, gallery: Path):
 
 
 def test_a_gallery_of_another_model_is_never_served(other_model: Path, gallery: Path, embedder: Embedder):
-    result = run_command("reid-serve", "--model", other_model, "--gallery", gallery, "--listen", "127.0.0.1:0", "--json")
+    result = run_command(
+        "reid-serve", "--model", other_model, "--gallery", gallery, "--listen", "127.0.0.1:0", "--json"
+    )
     assert result.returncode == 1
     error = json.loads(result.stdout)["error"]
     assert error["reason"] == "GALLERY_MODEL_MISMATCH"
@@ -248,6 +260,6 @@ def test_two_galleries_are_served_by_name(tmp_path: Path, model: Path, gallery: 
 
 def test_a_server_loads_no_training_library(server):
     maps = Path(f"/proc/{server.process.pid}/maps").read_text()
-    loaded = {os.path.basename(line.split()[-1]) for line in maps.splitlines() if "/" in line}
+    loaded = {Path(line.split()[-1]).name for line in maps.splitlines() if "/" in line}
     assert any("onnxruntime" in name for name in loaded)
     assert not any(name.startswith(("libtorch", "onnx_cpp2py")) for name in loaded)
