@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
 Point = tuple[float, float]  # in units of the thing drawn: right, up
-Layer = NDArray[np.float32]  # (H, W, 3) colours 0 to 255 times coverage, or (H, W, 1) coverage 0 to 1
+Layer = NDArray[np.float32]  # (H, W, channels)
 
 SUPERSAMPLING = 3
 
@@ -26,6 +27,26 @@ def shade(colour: Colour, factor: float) -> Colour:
     return red, green, blue
 
 
+def rectangle(x: float, y: float, across: float, upward: float) -> list[Point]:
+    """Give the corners of a rectangle of two half sides around (x, y)."""
+    return [(x - across, y - upward), (x - across, y + upward), (x + across, y + upward), (x + across, y - upward)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layers:
+    """A finished drawing.
+
+    Attributes:
+        colours: float32 (H, W, 3), 0 to 255, times the coverage.
+        cover: float32 (H, W, 1), how much of a pixel is drawn on, 0 to 1.
+        shadow: float32 (H, W, 1), how much of a pixel behind lies in shadow, 0 to 1.
+    """
+
+    colours: Layer
+    cover: Layer
+    shadow: Layer
+
+
 class Canvas:
     """A transparent picture to draw on, in the units of what is drawn.
 
@@ -37,12 +58,13 @@ class Canvas:
     """
 
     def __init__(self, width: int, height: int, *, scale: float, origin: Point, outline: float = 0.0) -> None:
-        """Place the unit system: `scale` pixels a unit, its zero at `origin`, pixels from the left top corner."""
+        """Place the unit system: `scale` pixels a unit, its zero at `origin`, pixels from the top left."""
         self.width, self.height, self.outline = width, height, outline
         self.unit = scale * SUPERSAMPLING
         self._x, self._y = origin[0] * SUPERSAMPLING, origin[1] * SUPERSAMPLING
         size = (width * SUPERSAMPLING, height * SUPERSAMPLING)
         self._colours, self._mask = Image.new("RGB", size), Image.new("L", size)
+        self._shadow = Image.new("L", (width, height))
         self._draw, self._cover = ImageDraw.Draw(self._colours), ImageDraw.Draw(self._mask)
 
     def polygon(self, points: Sequence[Point], colour: Colour, *, outlined: bool = True) -> None:
@@ -56,9 +78,7 @@ class Canvas:
         self._draw.polygon(dots, colour)
         self._cover.polygon(dots, 255)
 
-    def ellipse(
-        self, centre: Point, across: float, upward: float, colour: Colour, *, outlined: bool = True
-    ) -> None:
+    def ellipse(self, centre: Point, across: float, upward: float, colour: Colour, *, outlined: bool = True) -> None:
         """Fill an ellipse of two half axes."""
         if outlined and self.outline:
             self._ellipse(centre, across + self.outline, upward + self.outline, shade(colour, 0.45))
@@ -76,18 +96,29 @@ class Canvas:
         dots = self._dots(points)
         left, top = (math.floor(min(dot[axis] for dot in dots)) for axis in (0, 1))
         right, bottom = (math.ceil(max(dot[axis] for dot in dots)) + 1 for axis in (0, 1))
-        cloth, cut = Image.new("RGB", (right - left, bottom - top), base), Image.new("L", (right - left, bottom - top))
+        cloth, cut = (
+            Image.new("RGB", (right - left, bottom - top), base),
+            Image.new("L", (right - left, bottom - top)),
+        )
         draw = ImageDraw.Draw(cloth)
         for mark, colour in marks:
             draw.polygon([(x - left, y - top) for x, y in self._dots(mark)], colour)
         ImageDraw.Draw(cut).polygon([(x - left, y - top) for x, y in dots], 255)
         self._colours.paste(cloth, (left, top), cut)
 
-    def layers(self) -> tuple[Layer, Layer]:
-        """Take the drawing down to (height, width, 3) colours times coverage, and (height, width, 1) coverage."""
-        colours = np.asarray(self._colours.reduce(SUPERSAMPLING), np.float32)
-        cover = np.asarray(self._mask.reduce(SUPERSAMPLING), np.float32)[..., None] / np.float32(255)
-        return colours, cover
+    def shadow(self, points: Sequence[Point]) -> None:
+        """Darken what is behind the drawing, inside a polygon with soft edges."""
+        dots = [(x / SUPERSAMPLING, y / SUPERSAMPLING) for x, y in self._dots(points)]
+        ImageDraw.Draw(self._shadow).polygon(dots, 255)
+
+    def layers(self) -> Layers:
+        """Take the drawing down to pixels."""
+        shadow = self._shadow.filter(ImageFilter.BoxBlur(2))
+        return Layers(
+            colours=np.asarray(self._colours.reduce(SUPERSAMPLING), np.float32),
+            cover=_shares(self._mask.reduce(SUPERSAMPLING)),
+            shadow=_shares(shadow),
+        )
 
     def _dots(self, points: Sequence[Point]) -> list[Point]:
         return [(self._x + x * self.unit, self._y - y * self.unit) for x, y in points]
@@ -114,3 +145,7 @@ class Canvas:
             dots = self._dots(near + far)
             self._draw.polygon(dots, colour)
             self._cover.polygon(dots, 255)
+
+
+def _shares(levels: Image.Image) -> Layer:
+    return np.asarray(levels, np.float32)[..., None] / np.float32(255)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from reidserve.datasets.synth.canvas import Canvas, Colour, Point, shade
+from reidserve.datasets.synth.canvas import Canvas, Colour, Point, rectangle, shade
 from reidserve.datasets.synth.draws import between
 from reidserve.datasets.synth.patterns import marks
 from reidserve.datasets.synth.persons import Person
@@ -45,7 +45,7 @@ def paint_person(canvas: Canvas, person: Person, view: View, pose: Pose) -> None
     upper = [
         *(_arm(canvas, person, view, pose, side) for side in (-1, 1)),
         (0.0, lambda: _torso(canvas, person, view)),
-        *_luggage(canvas, person, view, pose),
+        *_luggage(canvas, person, view),
         *_head(canvas, person, view, pose),
     ]
     # Whatever the depth of a leg, a coat and a skirt hang over it.
@@ -97,7 +97,14 @@ def _torso(canvas: Canvas, person: Person, view: View) -> None:
     waist = view.across(0.092, 0.068) * person.build
     hip = view.across(0.098 if person.top != "coat" else 0.125, 0.075) * person.build
     hem, neck = person.leg - HEMS[person.top], view.across(0.04, 0.036)
-    right = [(neck, NECK), (shoulder, SHOULDER), (waist, person.leg + 0.12), (hip, person.leg), (hip, hem)]
+    right = [
+        (neck, NECK),
+        (shoulder * 0.8, SHOULDER + 0.015),
+        (shoulder, SHOULDER - 0.02),
+        (waist, person.leg + 0.12),
+        (hip, person.leg),
+        (hip, hem),
+    ]
     outline = right + [(-x, y) for x, y in reversed(right)]
     height = (NECK - hem) / 2
     prints = marks(
@@ -160,41 +167,39 @@ def _handbag(canvas: Canvas, person: Person, view: View, hand: Point) -> None:
     canvas.polygon([(hand[0] + x, y) for x, y in points], person.bag_colour)
 
 
-def _luggage(canvas: Canvas, person: Person, view: View, pose: Pose) -> list[Part]:
-    dark = shade(person.bag_colour, 0.6)
+def _luggage(canvas: Canvas, person: Person, view: View) -> list[Part]:
     if person.bag == "backpack":
-        x, _ = view.point(-0.115, 0, 0)
-        half = view.across(0.095, 0.055)
-
-        def pack() -> None:
-            body = [(x - half, 0.565), (x - half, 0.80), (x - half * 0.6, 0.83), (x + half * 0.6, 0.83),
-                    (x + half, 0.80), (x + half, 0.565)]  # fmt: skip
-            canvas.polygon(body, person.bag_colour)
-            pocket = [(x - half * 0.7, 0.59), (x - half * 0.7, 0.67), (x + half * 0.7, 0.67), (x + half * 0.7, 0.59)]
-            canvas.polygon(pocket, dark, outlined=False)
-
-        def straps() -> None:
-            for left in (-0.07, 0.07):
-                points = [view.point(0.055, left * person.build, up) for up in (0.83, 0.64)]
-                canvas.limb(points, [0.014, 0.014], dark)
-
-        return [(view.depth(-0.3), pack), (view.depth(0.06), straps)] if view.facing > -0.2 else [(1.0, pack)]
+        pack = (view.depth(-0.3), lambda: _pack(canvas, person, view))
+        return [pack, (view.depth(0.06), lambda: _straps(canvas, person, view))] if view.facing > 0 else [pack]
     if person.bag == "satchel":
-        hip = view.point(0.0, -0.13 * person.build, person.leg)
-        half = view.across(0.04, 0.09)
-
-        def satchel() -> None:
-            points = [(-half, 0.0), (-half, 0.12), (half, 0.12), (half, 0.0)]
-            canvas.polygon([(hip[0] + u, hip[1] - 0.05 + v) for u, v in points], person.bag_colour)
-            flap = [(-half, 0.06), (-half, 0.12), (half, 0.12), (half, 0.06)]
-            canvas.polygon([(hip[0] + u, hip[1] - 0.05 + v) for u, v in flap], dark, outlined=False)
-
-        def strap() -> None:
-            ends = [view.point(0.0, left * person.build, up) for left, up in ((0.08, 0.835), (-0.1, person.leg + 0.07))]
-            canvas.limb(ends, [0.014, 0.014], dark)
-
-        return [(view.depth(0, -0.14), satchel), (0.01, strap)]
+        bag = (view.depth(0, -0.14), lambda: _satchel(canvas, person, view))
+        return [bag, (0.01, lambda: _sling(canvas, person, view))]
     return []
+
+
+def _pack(canvas: Canvas, person: Person, view: View) -> None:
+    (x, _), half = view.point(-0.115, 0, 0), view.across(0.095, 0.055)
+    right = [(half * 0.6, 0.83), (half, 0.80), (half, 0.565)]
+    canvas.polygon([(x + u, v) for u, v in [*right, *((-u, v) for u, v in reversed(right))]], person.bag_colour)
+    canvas.polygon(rectangle(x, 0.63, half * 0.7, 0.04), shade(person.bag_colour, 0.6), outlined=False)
+
+
+def _straps(canvas: Canvas, person: Person, view: View) -> None:
+    for left in (-0.07, 0.07):
+        points = [view.point(0.055, left * person.build, up) for up in (0.83, 0.64)]
+        canvas.limb(points, [0.014, 0.014], shade(person.bag_colour, 0.6))
+
+
+def _satchel(canvas: Canvas, person: Person, view: View) -> None:
+    (x, y), half = view.point(0.0, -0.13 * person.build, person.leg), view.across(0.04, 0.09)
+    canvas.polygon(rectangle(x, y + 0.01, half, 0.06), person.bag_colour)
+    canvas.polygon(rectangle(x, y + 0.04, half, 0.03), shade(person.bag_colour, 0.6), outlined=False)
+
+
+def _sling(canvas: Canvas, person: Person, view: View) -> None:
+    ends = ((0.08, 0.835), (-0.1, person.leg + 0.07))
+    points = [view.point(0.0, left * person.build, up) for left, up in ends]
+    canvas.limb(points, [0.014, 0.014], shade(person.bag_colour, 0.6))
 
 
 def _head(canvas: Canvas, person: Person, view: View, pose: Pose) -> list[Part]:
@@ -205,7 +210,8 @@ def _head(canvas: Canvas, person: Person, view: View, pose: Pose) -> list[Part]:
     def hanging() -> None:
         if person.hair == "long":
             half, back = radius * 1.12, x - ahead * 0.35
-            points = [(-half, HEAD), (half, HEAD), (half * 1.1, SHOULDER - 0.03), (-half * 1.1, SHOULDER - 0.03)]
+            low = SHOULDER - 0.03
+            points = [(-half, HEAD), (half, HEAD), (half * 1.1, low), (-half * 1.1, low)]
             canvas.polygon([(back + u, v) for u, v in points], person.hair_colour)
 
     def head() -> None:
@@ -233,8 +239,8 @@ def _head(canvas: Canvas, person: Person, view: View, pose: Pose) -> list[Part]:
 def _headwear(canvas: Canvas, person: Person, crown: Point, ahead: float, view: View) -> None:
     (x, y), radius, colour = crown, person.head, person.headwear_colour
     half = radius * 1.02
-    dome = [(x - half, y - radius * 0.1), (x - half * 0.9, y + radius * 0.55), (x - half * 0.4, y + radius * 0.95),
-            (x + half * 0.4, y + radius * 0.95), (x + half * 0.9, y + radius * 0.55), (x + half, y - radius * 0.1)]
+    right = [(half * 0.4, radius * 0.95), (half * 0.9, radius * 0.55), (half, -radius * 0.1)]
+    dome = [(x + u, y + v) for u, v in [*right, *((-u, v) for u, v in reversed(right))]]
     if person.headwear == "cap":
         canvas.polygon(dome, colour)
         if view.facing > -0.7:

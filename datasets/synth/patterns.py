@@ -3,60 +3,57 @@
 import math
 from typing import Literal, get_args
 
-from reidserve.datasets.synth.canvas import Colour, Point, mix
+from reidserve.datasets.synth.canvas import Colour, Point, mix, rectangle
 
-Pattern = Literal[
-    "plain", "rows", "columns", "checks", "dots", "halves", "band", "slash", "fade", "diamonds"
-]
+Pattern = Literal["plain", "rows", "columns", "checks", "dots", "halves", "band", "slash", "fade", "diamonds"]
 Mark = tuple[list[Point], Colour]
 
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 
 
-def marks(
-    pattern: Pattern, base: Colour, accent: Colour, *, centre: Point, half: Point, period: float
-) -> list[Mark]:
+def marks(pattern: Pattern, base: Colour, accent: Colour, *, centre: Point, half: Point, period: float) -> list[Mark]:
     """Give the polygons of a pattern over the rectangle centre ± half; `period` is the distance of repeats."""
+    if pattern == "fade":
+        return _fade(base, accent, centre, half)
+    return [(_clipped(shape, centre, half), accent) for shape in _shapes(pattern, centre, half, period)]
+
+
+def _fade(base: Colour, accent: Colour, centre: Point, half: Point, steps: int = 8) -> list[Mark]:
+    (x, y), (across, upward) = centre, half
+    rows = [rectangle(x, y - upward * (2 * step + 1 - steps) / steps, across, upward / steps) for step in range(steps)]
+    return [(row, mix(base, accent, step / (steps - 1))) for step, row in enumerate(rows)]
+
+
+def _shapes(pattern: Pattern, centre: Point, half: Point, period: float) -> list[list[Point]]:
     (x, y), (across, upward) = centre, half
     rows, columns = round(2 * upward / period) + 1, round(2 * across / period) + 1
     left, top = x - period * columns / 2, y + upward
     grid = [(left + (c + 0.5) * period, top - (r + 0.5) * period) for r in range(rows) for c in range(columns)]
     match pattern:
-        case "plain":
-            shapes: list[list[Point]] = []
         case "rows":
-            shapes = [_box(x, top - (row + 0.5) * period, across, period / 4) for row in range(rows)]
+            return [rectangle(x, top - (row + 0.5) * period, across, period / 4) for row in range(rows)]
         case "columns":
-            shapes = [_box(left + (c + 0.5) * period, y, period / 4, upward) for c in range(columns)]
+            return [rectangle(left + (c + 0.5) * period, y, period / 4, upward) for c in range(columns)]
         case "checks":
             odd = [grid[i] for i in range(len(grid)) if (i // columns + i % columns) % 2]
-            shapes = [_box(u, v, period / 2, period / 2) for u, v in odd]
+            return [rectangle(u, v, period / 2, period / 2) for u, v in odd]
         case "dots":
-            shapes = [_round(u, v, period * 0.3, 8) for u, v in grid]
+            return [_round(u, v, period * 0.3, 8) for u, v in grid]
         case "diamonds":
-            shapes = [_round(u, v, period * 0.5, 4) for u, v in grid]
+            return [_round(u, v, period * 0.5, 4) for u, v in grid]
         case "halves":
-            shapes = [_box(x, y - upward / 2, across, upward / 2)]
+            return [rectangle(x, y - upward / 2, across, upward / 2)]
         case "band":
-            shapes = [_box(x, y + upward * 0.3, across, upward * 0.22)]
+            return [rectangle(x, y + upward * 0.3, across, upward * 0.22)]
         case "slash":
-            lean = upward * 0.5
-            shapes = [
-                [(x - across, y + upward - lean), (x - across, y + upward), (x + across, y - upward + lean),
-                 (x + across, y - upward)]
-            ]
-        case "fade":
-            steps = 8
-            return [
-                (_box(x, y - upward * (2 * step + 1 - steps) / steps, across, upward / steps),
-                 mix(base, accent, step / (steps - 1)))
-                for step in range(steps)
-            ]
-    return [(shape, accent) for shape in shapes]
+            left, right, drop = x - across, x + across, upward * 1.5
+            return [[(left, top - upward / 2), (left, top), (right, top - drop), (right, y - upward)]]
+    return []
 
 
-def _box(x: float, y: float, across: float, upward: float) -> list[Point]:
-    return [(x - across, y - upward), (x - across, y + upward), (x + across, y + upward), (x + across, y - upward)]
+def _clipped(shape: list[Point], centre: Point, half: Point) -> list[Point]:
+    (x, y), (across, upward) = centre, half
+    return [(min(max(u, x - across), x + across), min(max(v, y - upward), y + upward)) for u, v in shape]
 
 
 def _round(x: float, y: float, radius: float, corners: int) -> list[Point]:

@@ -78,12 +78,15 @@ class Person:
     umbrella: Colour | None
 
 
-def draw_person(rng: Generator, world: World) -> Person:
-    """Draw a person of a world."""
-    base, accent, third = (world.cloth[i] for i in rng.permutation(len(world.cloth))[:3])
-    pattern = pick(rng, PATTERNS)
+def draw_person(rng: Generator, world: World, team: Generator) -> Person:
+    """Draw a person of a world; all who are drawn with the same `team` dress in the same colours."""
+    base, accent, third = (world.cloth[i] for i in team.permutation(len(world.cloth))[:3])
+    bottom, shoes = pick(team, world.trousers), pick(team, world.cloth)
+    if chance(rng, 0.4):
+        base, accent = accent, base
+    pattern = pick(rng, (*PATTERNS, "plain", "plain"))
     return Person(
-        build=world.bulk * between(rng, 0.82, 1.25),
+        build=world.bulk * between(rng, 0.9, 1.35),
         leg=between(rng, 0.45, 0.52),
         head=between(rng, 0.062, 0.075),
         stride=between(rng, 0.2, 0.5),
@@ -91,7 +94,7 @@ def draw_person(rng: Generator, world: World) -> Person:
         hair=pick(rng, get_args(Hair)),
         hair_colour=pick(rng, world.hair),
         headwear=pick(rng, ("none", "none", "cap", "hat", "beanie")),
-        headwear_colour=pick(rng, world.cloth),
+        headwear_colour=pick(rng, (base, accent, third)),
         top=pick(rng, get_args(Top)),
         pattern=pattern,
         base=base,
@@ -100,12 +103,12 @@ def draw_person(rng: Generator, world: World) -> Person:
         sleeves=pick(rng, (base, base, accent, third)),
         logo="none" if pattern not in ("plain", "fade") else pick(rng, ("none", "chest", "back")),
         bottom=pick(rng, get_args(Bottom)),
-        bottom_colour=pick(rng, world.trousers),
+        bottom_colour=bottom,
         seam=pick(rng, world.cloth) if chance(rng, 0.3) else None,
-        shoes=pick(rng, world.cloth),
+        shoes=pick(rng, (shoes, shoes, third)),
         boots=chance(rng, 0.3),
         bag=pick(rng, get_args(Bag)),
-        bag_colour=pick(rng, world.cloth),
+        bag_colour=pick(rng, (accent, third, shoes)),
         scarf=pick(rng, world.cloth) if chance(rng, 0.25) else None,
         glasses=chance(rng, 0.3),
         umbrella=pick(rng, world.cloth) if chance(rng, 0.12) else None,

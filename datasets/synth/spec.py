@@ -18,7 +18,7 @@ MOST_OTHERS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class SynthSpec:
-    """A synthetic dataset: the same spec gives the same bytes, and a larger one keeps the pictures of a smaller.
+    """A synthetic dataset: the same spec gives the same bytes, and one of more identities or pictures keeps them.
 
     Attributes:
         kind: what is photographed, "person" or "vehicle".
@@ -39,7 +39,7 @@ class SynthSpec:
     cameras: int = 4
     images_per_camera: int = 3
     junk: int = 50
-    distractors: int = 100
+    distractors: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:

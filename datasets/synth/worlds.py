@@ -19,6 +19,7 @@ class World:
         bulk: girth of clothing, 1 for close-fitting.
         outline: width of the line around shapes, 0 for none.
         roundness: how strongly a body is shaded towards its edges.
+        lamp: colour of the light, shares of red, green and blue.
         gain: range of the cameras' exposure.
         cast: largest colour cast of a camera, a share.
         gamma: range of the cameras' gamma.
@@ -38,6 +39,7 @@ class World:
     bulk: float
     outline: float
     roundness: float
+    lamp: tuple[float, float, float]
     gain: tuple[float, float]
     cast: float
     gamma: tuple[float, float]
@@ -62,7 +64,8 @@ DAYLIGHT = World(
         (40, 104, 66), (240, 190, 40),
     ),
     bulk=1.0, outline=0.0, roundness=0.5,
-    gain=(0.82, 1.14), cast=0.06, gamma=(0.88, 1.16), noise=(2.0, 6.0), blur=(0.3, 0.7), quality=(72, 92),
+    lamp=(1.0, 1.0, 1.0), gain=(0.84, 1.12), cast=0.07, gamma=(0.9, 1.12),
+    noise=(2.0, 5.0), blur=(0.3, 0.7), quality=(72, 92),
     indoors=False,
     ground=((150, 146, 138), (118, 120, 124), (172, 156, 132), (96, 122, 72)),
     walls=((186, 168, 142), (150, 92, 74), (196, 200, 204), (112, 128, 142)),
@@ -80,8 +83,9 @@ LAMPLIGHT = World(
         (58, 52, 58), (238, 226, 204), (40, 124, 120), (206, 132, 40), (112, 32, 52), (164, 150, 196),
         (104, 112, 52), (214, 110, 90),
     ),
-    bulk=1.2, outline=0.009, roundness=0.2,
-    gain=(0.66, 0.92), cast=0.09, gamma=(0.84, 1.06), noise=(4.0, 8.0), blur=(0.3, 0.8), quality=(60, 84),
+    bulk=1.1, outline=0.009, roundness=0.2,
+    lamp=(1.08, 0.94, 0.74), gain=(0.7, 0.9), cast=0.06, gamma=(0.9, 1.08),
+    noise=(4.0, 7.0), blur=(0.3, 0.8), quality=(60, 84),
     indoors=True,
     ground=((92, 78, 66), (70, 72, 84), (128, 112, 98), (84, 62, 58)),
     walls=((122, 98, 74), (72, 84, 96), (150, 132, 112), (88, 66, 82)),
