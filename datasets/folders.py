@@ -37,7 +37,8 @@ def _walk(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        # Sorted, or the order of the disk would decide under which name a folder with two is read.
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=os.fsencode)
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122  # no Path a file
                 yield Path(parent, name)

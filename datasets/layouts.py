@@ -46,9 +46,9 @@ class Layout:
 
 
 LAYOUTS: Sequence[Layout] = (
-    Layout("market1501", "query", "bounding_box_test", r"(?:^|/)(?P<pid>-?\d+)_c(?P<camid>\d+)s\d+_"),
-    Layout("dukemtmc", "query", "bounding_box_test", r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_f\d+"),
-    Layout("veri776", "image_query", "image_test", r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_\d+_\d+\."),
+    Layout("market1501", "query", "bounding_box_test", r"(?:^|/)(?P<pid>-?\d+)_c(?P<camid>\d+)s\d+_[^/]*$"),
+    Layout("dukemtmc", "query", "bounding_box_test", r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_f\d+[^/]*$"),
+    Layout("veri776", "image_query", "image_test", r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_\d+_\d+\.[^/]*$"),
     Layout("folders", "query", "gallery", None),
 )
 
@@ -78,7 +78,8 @@ def _recognise(root: Path) -> Layout:
     if len(candidates) == 1:
         return candidates[0]
     images = find_images(root / candidates[0].query)
-    return max(candidates, key=lambda layout: matching(images, layout.pattern or ""))
+    # Folders per identity are the last guess: any name would match them.
+    return max(candidates, key=lambda layout: 0.5 if layout.pattern is None else matching(images, layout.pattern))
 
 
 def read_crops(

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from reidserve.datasets.crop import Crop, Dataset
+from reidserve.datasets.names import path_to_text
 from reidserve.errors import DatasetError
 
 COLUMNS = ("path", "pid", "camid", "timestamp", "split")
@@ -33,11 +34,11 @@ def dataset_of_table(path: Path) -> Dataset:
     for line, row in _rows(path):
         split = row.get("split")
         if split not in SPLITS:
-            raise DatasetError(f"{path}, line {line}: split must be {', '.join(SPLITS)}, got {split!r}")
+            raise DatasetError(f"{path_to_text(path)}, line {line}: split must be {', '.join(SPLITS)}, got {split!r}")
         parts[split].append(_crop(path, line, row))
     for split in ("query", "gallery"):
         if not parts[split]:
-            raise DatasetError(f"{path} has no row whose split is {split!r}")
+            raise DatasetError(f"{path_to_text(path)} has no row whose split is {split!r}")
     return Dataset("csv", query=parts["query"], gallery=parts["gallery"])
 
 
@@ -47,23 +48,26 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
             reader = csv.DictReader(file, strict=True)
             header = reader.fieldnames or []
             unknown = sorted(set(header) - set(COLUMNS))
-            if "path" not in header or unknown:
+            if "path" not in header or unknown or len(set(header)) < len(header):
                 raise DatasetError(
-                    f"{path} must have the columns path and any of {', '.join(COLUMNS[1:])}, got {', '.join(header)}"
+                    f"{path_to_text(path)} must have the columns path and any of "
+                    f"{', '.join(COLUMNS[1:])}, got {', '.join(header)}"
                 )
             for row in reader:
                 if None in row or None in row.values():
-                    raise DatasetError(f"{path}, line {reader.line_num}: expected {len(header)} fields")
+                    raise DatasetError(f"{path_to_text(path)}, line {reader.line_num}: expected {len(header)} fields")
                 yield reader.line_num, row
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+        raise DatasetError(f"{path_to_text(path)} cannot be read: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is no CSV table in UTF-8: {error}") from error
+        raise DatasetError(f"{path_to_text(path)} is no CSV table in UTF-8: {error}") from error
 
 
 def _crop(table: Path, line: int, row: Mapping[str, str]) -> Crop:
     if not row["path"]:
-        raise DatasetError(f"{table}, line {line}: the path is empty")
+        raise DatasetError(f"{path_to_text(table)}, line {line}: the path is empty")
+    if "\0" in row["path"]:
+        raise DatasetError(f"{path_to_text(table)}, line {line}: the path {row['path']!r} holds a zero byte")
     return Crop(
         table.parent / row["path"],
         pid=row.get("pid") or None,
@@ -78,8 +82,10 @@ def _microseconds(table: Path, line: int, text: str | None) -> int | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise DatasetError(f"{table}, line {line}: the timestamp {text!r} is not ISO 8601") from error
+        raise DatasetError(f"{path_to_text(table)}, line {line}: the timestamp {text!r} is not ISO 8601") from error
     if moment.tzinfo is None:
-        raise DatasetError(f"{table}, line {line}: the timestamp {text!r} has no time zone (end it in Z for UTC)")
+        raise DatasetError(
+            f"{path_to_text(table)}, line {line}: the timestamp {text!r} has no time zone (end it in Z for UTC)"
+        )
     elapsed = moment - _EPOCH
     return (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds

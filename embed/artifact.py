@@ -38,7 +38,7 @@ def read_artifact(folder: Path) -> Artifact:
     contract = decode_contract(_read(path))
     canaries = None
     for name, expected in contract.files.items():
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
             raise ArtifactError(f"{path} names a file outside its folder: {name!r}")
         data = _read(folder / name)
         found = hashlib.sha256(data).hexdigest()

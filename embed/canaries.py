@@ -79,6 +79,11 @@ def decode_canaries(data: bytes) -> Canaries:
         raise ArtifactError(f"{CANARIES_FILE} does not read: {error}") from error
     if REFERENCE_ENGINE not in canaries.embeddings:
         raise ArtifactError(f"{CANARIES_FILE} must hold canaries of {REFERENCE_ENGINE}")
+    if len(canaries.images) != _COUNT:
+        raise ArtifactError(f"{CANARIES_FILE} must hold {_COUNT} images, got {len(canaries.images)}")
+    for engine, raw in canaries.embeddings.items():
+        if len(raw) % (4 * _COUNT):
+            raise ArtifactError(f"{CANARIES_FILE} must hold {_COUNT} rows of float32 of {engine}, got {len(raw)} bytes")
     return canaries
 
 

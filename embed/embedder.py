@@ -12,7 +12,7 @@ from reidserve.embed.contract import MODEL_FILE, Contract
 from reidserve.embed.images import Batch, Image, decode, resize
 from reidserve.embed.onnx_session import Device, OnnxSession
 from reidserve.embed.session import Session
-from reidserve.errors import EmbeddingError
+from reidserve.errors import ArtifactError, EmbeddingError, ImageError
 
 Embeddings = NDArray[np.float32]
 """(N, dim), C-contiguous, rows of unit length."""
@@ -112,6 +112,9 @@ def start_embedder(artifact: Artifact, *, device: Device = "cpu") -> Embedder:
         DeviceError: the device was not obtained.
     """
     embedder = Embedder(artifact.contract, OnnxSession(artifact.folder / MODEL_FILE, device=device))
-    embeddings = embedder.embed_encoded(artifact.canaries.images)
+    try:
+        embeddings = embedder.embed_encoded(artifact.canaries.images)
+    except (ImageError, EmbeddingError) as error:
+        raise ArtifactError(f"the canaries do not embed: {error}") from error
     compare_canaries(artifact.canaries, embeddings, engine=embedder.engine)
     return embedder

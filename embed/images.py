@@ -6,7 +6,10 @@ wherever it meets one.
 
 import io
 import stat
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -64,12 +67,17 @@ def decode(data: bytes) -> Image:
     if len(data) > MAX_BYTES:
         raise ImageTooLargeError(f"an image may have {MAX_BYTES:,} bytes, got {len(data):,}")
     try:
-        with Pillow.open(io.BytesIO(data), formats=FORMATS) as opened:
+        with _in_silence():
+            opened = Pillow.open(io.BytesIO(data), formats=FORMATS)
+        with opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
                 raise ImageTooLargeError(f"an image may have {MAX_PIXELS:,} pixels, got {width} x {height}")
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(opened)))
-    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
+            opened.load()
+            with _in_silence():
+                upright = ImageOps.exif_transpose(opened)
+            return np.asarray(_to_rgb(upright))
+    except Pillow.DecompressionBombError as error:
         raise ImageTooLargeError(f"an image may have {MAX_PIXELS:,} pixels: {error}") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"expected a {', '.join(FORMATS)} image, got {len(data):,} other bytes") from error
@@ -79,10 +87,23 @@ def decode(data: bytes) -> Image:
         raise ImageError(f"the image is damaged: {error}") from error
 
 
+_silence = threading.Lock()
+
+
+@contextmanager
+def _in_silence() -> Iterator[None]:
+    # Pillow warns of odd metadata beside good pixels. Filters belong to the process: one thread at a time.
+    with _silence, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _to_rgb(image: Pillow.Image) -> Pillow.Image:
     if image.mode.startswith("I"):
         high_byte = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
         image = Pillow.fromarray(high_byte)
+    # Transparency is dropped, and Pillow warns of dropping it.
+    image.info.pop("transparency", None)
     return image.convert("RGB")
 
 

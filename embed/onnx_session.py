@@ -15,7 +15,7 @@ Device = Literal["cpu", "cuda"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _MAX_BATCH = {"cpu": 16, "cuda": 64}
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # errors are raised, and need not be printed too
 
 
 class OnnxSession:
@@ -70,7 +70,7 @@ class OnnxSession:
 
 def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Batches vary in size, and the arena would keep the largest of every shape it ever saw.

@@ -84,7 +84,7 @@ def test_the_whole_way_by_the_commands_and_their_defaults(tmp_path: Path):
     assert "wrote      model\n" in exported.stdout
     built = run_command("reid-index", "build", "shop", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
-    assert "wrote     shop.gallery\nentries   8\n" in built.stdout
+    assert "wrote      shop.gallery\nentries    8\n" in built.stdout
     info = json.loads(run_command("reid-index", "info", "shop.gallery", "--json", cwd=tmp_path).stdout)
     assert (info["entries"], info["pids"], info["camids"], info["dim"]) == (8, 4, 2, 24)
 
@@ -119,8 +119,8 @@ def test_images_left_out_are_named_counted_and_change_the_exit_code(tmp_path: Pa
     built = run_command("reid-index", "build", "crops", "--model", model, cwd=tmp_path)
     assert built.returncode == 1
     assert "0003_c1s1_000000_00.jpg: expected a JPEG" in built.stderr
-    assert "left out  1\n" in built.stdout
-    assert "entries   5\n" in built.stdout
+    assert "left out   1\n" in built.stdout
+    assert "entries    5\n" in built.stdout
 
 
 def test_a_reader_that_leaves_early_is_no_failure_worth_a_traceback(gallery: Path):

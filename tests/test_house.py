@@ -101,7 +101,8 @@ def test_the_stubs_are_those_of_the_proto(tmp_path: Path):
 def test_the_cpu_and_gpu_extras_exclude_each_other_and_the_base_has_neither(setup):
     extras = setup["options.extras_require"]
     engines = {
-        name: {re.match(r"[\w-]+", line)[0] for line in extras[name].strip().splitlines()} for name in ("cpu", "gpu", "gpu-cu12")
+        name: {re.match(r"[\w-]+", line)[0] for line in extras[name].strip().splitlines()}
+        for name in ("cpu", "gpu", "gpu-cu12")
     }
     assert engines["cpu"] == {"onnxruntime", "faiss-cpu"}
     assert engines["gpu"] == {"onnxruntime-gpu", "faiss-gpu-cuvs"}

@@ -12,7 +12,9 @@ def brute_force(queries, rows, vectors, live, top_k):
     scores = np.full((len(queries), top_k), -np.inf, np.float32)
     best = np.full((len(queries), top_k), -1, np.int64)
     for place, query in enumerate(queries):
-        found = [(-np.vecdot(vector, query), row) for row, vector, alive in zip(rows, vectors, live, strict=True) if alive]
+        found = [
+            (-np.vecdot(vector, query), row) for row, vector, alive in zip(rows, vectors, live, strict=True) if alive
+        ]
         for column, (score, row) in enumerate(sorted(found)[:top_k]):
             scores[place, column], best[place, column] = -score, row
     return scores, best

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from reidserve.embed import Batch, Embeddings, Network, Preprocessing, ResizeFilter, Source
 from reidserve.embed.onnx_session import OnnxSession
-from reidserve.errors import ExportError
+from reidserve.errors import ArtifactError, ExportError
 from reidserve.export.convert.assembly import Assembled, Blueprint, assemble, check_free
-from reidserve.export.convert.wrap import wrap
+from reidserve.export.convert.wrap import every_graph, wrap
 
 OLDEST_OPSET = 11
 _PLAIN_DOMAINS = ("", "ai.onnx")
@@ -50,7 +50,10 @@ def adopt(path: Path, out: Path, feeding: Feeding, *, output: str | None = None,
     data, model = _read(path)
     feature = _select_output(model, output)
     _check_input(model, feeding)
-    foreign = OnnxSession(model.SerializeToString())
+    try:
+        foreign = OnnxSession(model.SerializeToString())
+    except ArtifactError as error:
+        raise ExportError(f"{path} does not run: {error}") from error
 
     def fed_by_hand(batch: Batch) -> Embeddings:
         features = foreign(_by_hand(batch, feeding.preprocessing))
@@ -103,8 +106,14 @@ def _read(path: Path) -> tuple[bytes, onnx.ModelProto]:
 
 
 def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    constants = [attribute.t for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")]
-    return [*model.graph.initializer, *constants]
+    found = []
+    for graph in every_graph(model.graph):
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        found += [*graph.initializer, *(attribute.t for attribute in attributes)]
+        found += [tensor for attribute in attributes for tensor in attribute.tensors]
+        sparse = [*graph.sparse_initializer, *(attribute.sparse_tensor for attribute in attributes)]
+        found += [part for tensor in sparse for part in (tensor.values, tensor.indices)]
+    return found
 
 
 def _check_operators(path: Path, model: onnx.ModelProto) -> None:
@@ -112,7 +121,12 @@ def _check_operators(path: Path, model: onnx.ModelProto) -> None:
     if opset < OLDEST_OPSET:
         raise ExportError(f"{path} has opset {opset}, at least {OLDEST_OPSET} was expected: export it again")
     foreign = sorted(
-        {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in _PLAIN_DOMAINS}
+        {
+            f"{node.domain}.{node.op_type}"
+            for graph in every_graph(model.graph)
+            for node in graph.node
+            if node.domain not in _PLAIN_DOMAINS
+        }
     )
     if foreign or model.functions:
         raise ExportError(
@@ -180,6 +194,8 @@ def _probe(foreign: OnnxSession, feeding: Feeding) -> int:
         if not np.isfinite(features).all():
             raise ExportError("the model gives NaN or infinity for a plain grey crop: are its weights whole?")
         dims.add(features.shape[1])
+    if len(dims) != 1:
+        raise ExportError(f"the output must be (N, dim), got another dim for 2 crops than for 3: {sorted(dims)}")
     return dims.pop()
 
 

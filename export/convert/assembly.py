@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from reidserve.embed.artifact import CONTRACT_FILE
 from reidserve.embed.canaries import CANARIES_FILE, draw_canaries, encode_canaries
 from reidserve.embed.contract import MODEL_FILE, encode_contract
 from reidserve.embed.onnx_session import OnnxSession
-from reidserve.errors import ExportError, OutputExistsError
+from reidserve.errors import ArtifactError, EmbeddingError, ExportError, OutputExistsError
 
 PARITY_BOUND = 1e-5
 """Largest difference in any component of a unit embedding between the written graph and its reference."""
@@ -85,22 +85,42 @@ def assemble(
     model = graph.SerializeToString(deterministic=True)
     with staged_artifact(out, force=force) as stage:
         _write(stage / MODEL_FILE, model)
-        unproven = _contract(blueprint, dim, {MODEL_FILE: model})
-        embedder = Embedder(unproven, OnnxSession(stage / MODEL_FILE))
-        crops = draw_canaries(height=blueprint.height, width=blueprint.width)
-        batch = np.stack([embedder.prepare(crop) for crop in crops])
-        embeddings = embedder.embed(batch)
-        difference = float(np.abs(embeddings - reference(batch)).max())
-        if not difference <= PARITY_BOUND:
-            raise ExportError(
-                f"the written graph differs from the model by {difference:.2g}, at most {PARITY_BOUND:g} was expected"
-            )
-        _check_batches(embedder, batch, embeddings)
+        try:
+            embedder = Embedder(_contract(blueprint, dim, {MODEL_FILE: model}), OnnxSession(stage / MODEL_FILE))
+            crops = draw_canaries(height=blueprint.height, width=blueprint.width)
+            embeddings, difference = _prove(embedder, crops, reference)
+        except (ArtifactError, EmbeddingError) as error:
+            raise ExportError(f"the written graph is no embedder: {error}") from error
         canaries = encode_canaries(crops, {embedder.engine: embeddings})
         contract = _contract(blueprint, dim, {MODEL_FILE: model, CANARIES_FILE: canaries})
         _write(stage / CANARIES_FILE, canaries)
         _write(stage / CONTRACT_FILE, encode_contract(contract))
     return Assembled(out, contract, difference)
+
+
+def _prove(
+    embedder: Embedder, crops: Sequence[bytes], reference: Callable[[Batch], Embeddings]
+) -> tuple[Embeddings, float]:
+    """The embeddings of the crops and their largest difference from the reference's, both as they must be."""
+    batch = np.stack([embedder.prepare(crop) for crop in crops])
+    together = embedder.embed(batch)
+    difference = float(np.abs(together - reference(batch)).max())
+    if not difference <= PARITY_BOUND:
+        raise ExportError(
+            f"the written graph differs from the model by {difference:.2g}, at most {PARITY_BOUND:g} was expected"
+        )
+    # A graph that mixes the images of a batch would score differently under load.
+    alone = [embedder.embed_each(image[np.newaxis])[0] for image in batch]
+    mixing = max(
+        np.inf if isinstance(answer, EmbeddingError) else float(np.abs(answer - row).max())
+        for answer, row in zip(alone, together, strict=True)
+    )
+    if not mixing <= PARITY_BOUND:
+        raise ExportError(
+            f"an image's embedding depends on its batch (alone and together differ by {mixing:.2g}): "
+            "was the model exported in training mode?"
+        )
+    return together, difference
 
 
 def _contract(blueprint: Blueprint, dim: int, files: dict[str, bytes]) -> Contract:
@@ -116,17 +136,6 @@ def _contract(blueprint: Blueprint, dim: int, files: dict[str, bytes]) -> Contra
     )
 
 
-def _check_batches(embedder: Embedder, batch: Batch, together: Embeddings) -> None:
-    # A graph that mixes the images of a batch would score differently under load.
-    alone = np.concatenate([embedder.embed(batch[row : row + 1]) for row in range(len(batch))])
-    difference = float(np.abs(alone - together).max())
-    if not difference <= PARITY_BOUND:
-        raise ExportError(
-            f"an image's embedding depends on its batch (alone and together differ by {difference:.2g}): "
-            "was the model exported in training mode?"
-        )
-
-
 @contextmanager
 def staged_artifact(out: Path, *, force: bool) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its place when the block ends well, and is removed when not.
@@ -135,6 +144,7 @@ def staged_artifact(out: Path, *, force: bool) -> Iterator[Path]:
         OutputExistsError: `out` is there and is not an artifact that `force` allows to replace.
     """
     check_free(out, force=force)
+    out = out.resolve()  # a link to a model stays, what it leads to is replaced
     stage = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
     stage.mkdir(parents=True)
     try:

@@ -1,12 +1,13 @@
 """A backbone's graph in, the contract's graph out: uint8 RGB crops to unit vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx
-from onnx import compose, parser
+from onnx import compose, helper, parser
 
 from reidserve.embed import Preprocessing
 
+_INITIALIZERS_ARE_NO_INPUTS = 4  # the IR version that freed them
 _REDUCE_AXES_ARE_AN_INPUT = 18  # the opset that made them one
 
 _BEFORE = """
@@ -52,6 +53,7 @@ def wrap(
     """
     backbone = compose.add_prefix(model, "backbone/")
     _drop_inputs_with_values(backbone.graph)
+    backbone.ir_version = max(backbone.ir_version, _INITIALIZERS_ARE_NO_INPUTS)
     versions = {
         "ir": backbone.ir_version,
         "opset": next(entry.version for entry in backbone.opset_import if entry.domain in ("", "ai.onnx")),
@@ -73,6 +75,7 @@ def wrap(
     (pixels,) = (value.name for value in backbone.graph.input)
     wrapped = compose.merge_models(before, backbone, io_map=[("pixels", pixels)], outputs=[f"backbone/{feature}"])
     wrapped = compose.merge_models(wrapped, after, io_map=[(f"backbone/{feature}", "feature")], name="reidserve")
+    _import_once(wrapped)
     _forget_provenance(wrapped)
     return wrapped
 
@@ -93,8 +96,31 @@ def _drop_inputs_with_values(graph: onnx.GraphProto) -> None:
     graph.input.extend(free)
 
 
+def _import_once(model: onnx.ModelProto) -> None:
+    # merge_models lists the operator sets of each part.
+    versions = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in versions.items())
+
+
+def every_graph(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and the graphs inside it: branches and loop bodies."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from every_graph(inner)
+
+
 def _forget_provenance(model: onnx.ModelProto) -> None:
     model.producer_name, model.producer_version = "reidserve", ""
-    for message in (model, model.graph, *model.graph.node, *model.graph.initializer, *model.graph.value_info):
-        message.ClearField("doc_string")
-        message.ClearField("metadata_props")
+    model.ClearField("doc_string")
+    model.ClearField("metadata_props")
+    for graph in every_graph(model.graph):
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        values = [*graph.value_info, *graph.input, *graph.output]
+        for message in (graph, *graph.node, *graph.initializer, *values):
+            message.ClearField("doc_string")
+            message.ClearField("metadata_props")
+        for attribute in attributes:
+            attribute.ClearField("doc_string")
