@@ -16,6 +16,10 @@ from reidserve.embed import Embeddings
 SETTLED_WITHIN = 2e-6
 """More than twice the largest difference seen between product and vecdot of unit vectors (4e-7 at 2048 dimensions)."""
 
+FEW_QUERIES = 5
+"""Up to so many queries, one matrix-vector product each is faster than a matrix product, which first repacks the
+vectors (measured at 20,000 x 2048 on 2 cores: 3.1 ms a query against 16 ms for 2 to 8)."""
+
 _PRODUCT_BYTES = 64 * 2**20
 
 Rows = NDArray[np.int64]
@@ -79,10 +83,18 @@ def _products(queries: Embeddings, blocks: Sequence[Block], count: int) -> NDArr
     start = 0
     for block in blocks:
         stop = start + len(block.rows)
-        np.matmul(queries, block.vectors.T, out=products[:, start:stop])
+        _multiply(queries, block.vectors, products[:, start:stop])
         products[:, start:stop][:, ~block.live] = -np.inf
         start = stop
     return products
+
+
+def _multiply(queries: Embeddings, vectors: Embeddings, products: NDArray[np.float32]) -> None:
+    if len(queries) > FEW_QUERIES:
+        np.matmul(queries, vectors.T, out=products)
+        return
+    for query, product in zip(queries, products, strict=True):
+        np.matmul(vectors, query, out=product)
 
 
 def _nominate(product: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:

@@ -46,7 +46,7 @@ class Snapshot:
             QueryError: `top_k` is not 1 to MAX_TOP_K, or the queries are not such vectors.
         """
         self.check_top_k(top_k)
-        _check_queries(queries, self.dim)
+        self.check_queries(queries)
         return rank(np.ascontiguousarray(queries), self.blocks, top_k=min(top_k, len(self)))
 
     def search_entry(self, name: str, *, top_k: int) -> list[Hit]:
@@ -73,6 +73,19 @@ class Snapshot:
         """
         if not 1 <= top_k <= MAX_TOP_K:
             raise QueryError(f"top_k must be 1 to {MAX_TOP_K:,}, got {top_k}")
+
+    def check_queries(self, queries: Embeddings) -> None:
+        """See that queries (Q, dim) may be searched with.
+
+        Raises:
+            QueryError: they have other dimensions than the gallery, or are not of unit length.
+        """
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise QueryError(f"the gallery's embeddings have {self.dim} dimensions, the query has {queries.shape[-1]}")
+        norms = np.sqrt(np.vecdot(queries, queries))
+        # Written so that NaN fails.
+        if not (np.abs(norms - 1) <= UNIT_TOLERANCE).all():
+            raise QueryError(f"a query must be of unit length (L2-normalise it), got {norms.tolist()[:3]}")
 
     def vector(self, row: int) -> Embeddings:
         """The embedding (dim,) of a live row."""
@@ -104,15 +117,6 @@ class Snapshot:
         blocks = [_without(block, changes.deleted) for block in self.blocks]
         blocks = _extended(blocks, changes.rows, changes.vectors)
         return Snapshot(changes.generation, self.dim, blocks, entries, row_of)
-
-
-def _check_queries(queries: Embeddings, dim: int) -> None:
-    if queries.ndim != 2 or queries.shape[1] != dim:
-        raise QueryError(f"the gallery's embeddings have {dim} dimensions, the query has {queries.shape[-1]}")
-    norms = np.sqrt(np.vecdot(queries, queries))
-    # Written so that NaN fails.
-    if not (np.abs(norms - 1) <= UNIT_TOLERANCE).all():
-        raise QueryError(f"a query must be of unit length (L2-normalise it), got {norms.tolist()[:3]}")
 
 
 def _without(block: Block, deleted: Rows) -> Block:

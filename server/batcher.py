@@ -1,36 +1,38 @@
-"""The batcher: single images in, batches to the engine, each answer to its caller."""
+"""The batcher: single items in, batches to a worker thread, each answer to its caller."""
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
 
-import numpy as np
+from reidserve.errors import ReidError
 
-from reidserve.embed import Embedder, Embeddings, Image
-from reidserve.errors import EmbeddingError
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
 
 
-class Batcher:
-    """Greedy batching: a batch is whatever queued while the engine was busy, and an idle engine never waits.
+class Batcher(Generic[_Item, _Answer]):
+    """Greedy batching: a batch is whatever queued while the worker was busy, and an idle worker never waits.
 
-    What was cancelled while it queued is dropped. A failure reaches the callers who caused it and no others.
+    `compute` gets one to `most` items and gives an answer or an error for each, in their order. What was cancelled
+    while it queued is dropped; an error reaches the caller whose item caused it, and no other.
     """
 
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
-        self._queue: deque[tuple[Image, asyncio.Future[Embeddings]]] = deque()
+    def __init__(
+        self, compute: Callable[[Sequence[_Item]], Sequence[_Answer | ReidError]], *, most: int, name: str
+    ) -> None:
+        self._compute = compute
+        self._most = most
+        self._queue: deque[tuple[_Item, asyncio.Future[_Answer]]] = deque()
         self._arrived = asyncio.Event()
-        self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._worker = asyncio.create_task(self._work(), name="batcher")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._worker = asyncio.create_task(self._work(), name=name)
 
-    async def embed(self, image: Image) -> Embeddings:
-        """The embedding (dim,) of one prepared image.
-
-        Raises:
-            EmbeddingError: the model gave no embedding for it.
-        """
-        answer: asyncio.Future[Embeddings] = asyncio.get_running_loop().create_future()
-        self._queue.append((image, answer))
+    async def submit(self, item: _Item) -> _Answer:
+        """The answer to one item; raises the error that it caused."""
+        answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self._queue.append((item, answer))
         self._arrived.set()
         return await answer
 
@@ -38,7 +40,7 @@ class Batcher:
         """Stop; nobody may be waiting any more."""
         self._worker.cancel()
         await asyncio.gather(self._worker, return_exceptions=True)
-        self._engine.shutdown()
+        self._thread.shutdown()
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -48,32 +50,24 @@ class Batcher:
             if not batch:
                 self._arrived.clear()
                 continue
-            images = np.stack([image for image, _ in batch])
+            items = [item for item, _ in batch]
+            results: Sequence[_Answer | Exception]
             try:
-                results: list[Embeddings | EmbeddingError] = await loop.run_in_executor(
-                    self._engine, self._embedder.embed_each, images
-                )
-            except Exception as error:  # noqa: BLE001  # the engine's own; the worker must live on
-                _fail(batch, error)
-                continue
+                results = await loop.run_in_executor(self._thread, self._compute, items)
+            except Exception as error:  # noqa: BLE001  # nobody's fault: all are told, and the worker lives on
+                results = [error] * len(batch)
             for (_, answer), result in zip(batch, results, strict=True):
                 if answer.cancelled():
                     continue
-                if isinstance(result, EmbeddingError):
+                if isinstance(result, Exception):
                     answer.set_exception(result)
                 else:
                     answer.set_result(result)
 
-    def _take(self) -> list[tuple[Image, asyncio.Future[Embeddings]]]:
-        batch: list[tuple[Image, asyncio.Future[Embeddings]]] = []
-        while self._queue and len(batch) < self._embedder.max_batch:
-            image, answer = self._queue.popleft()
+    def _take(self) -> list[tuple[_Item, asyncio.Future[_Answer]]]:
+        batch: list[tuple[_Item, asyncio.Future[_Answer]]] = []
+        while self._queue and len(batch) < self._most:
+            item, answer = self._queue.popleft()
             if not answer.cancelled():
-                batch.append((image, answer))
+                batch.append((item, answer))
         return batch
-
-
-def _fail(batch: list[tuple[Image, asyncio.Future[Embeddings]]], error: Exception) -> None:
-    for _, answer in batch:
-        if not answer.cancelled():
-            answer.set_exception(error)

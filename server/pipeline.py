@@ -11,12 +11,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from reidserve.embed import Embedder, Embeddings
+from reidserve.embed import Embedder, Embeddings, Image
 from reidserve.errors import GalleryNotFoundError, OverloadedError
 from reidserve.index import Gallery, Hit, Snapshot
 from reidserve.server.batcher import Batcher
 
 MAX_IN_FLIGHT = 256
+MAX_RANKED_TOGETHER = 32
 
 _Result = TypeVar("_Result")
 
@@ -60,6 +61,27 @@ class Answer:
     stages: Stages
 
 
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A checked query on its way to the ranker."""
+
+    snapshot: Snapshot
+    embedding: Embeddings
+    top_k: int
+
+
+def _rank_together(queries: Sequence[_Query]) -> list[list[Hit]]:
+    """The hits of each query; those of one snapshot share one pass over it, and no ranking depends on its company."""
+    answers: dict[int, list[Hit]] = {}
+    for snapshot in {id(query.snapshot): query.snapshot for query in queries}.values():
+        places = [place for place, query in enumerate(queries) if query.snapshot is snapshot]
+        embeddings = np.stack([queries[place].embedding for place in places])
+        most = max(queries[place].top_k for place in places)
+        ranked = snapshot.hits(snapshot.search(embeddings, top_k=most))
+        answers |= {place: hits[: queries[place].top_k] for place, hits in zip(places, ranked, strict=True)}
+    return [answers[place] for place in range(len(queries))]
+
+
 class Pipeline:
     """One model and the galleries of its identity, answering queries; at most MAX_IN_FLIGHT at a time.
 
@@ -71,7 +93,10 @@ class Pipeline:
     def __init__(self, embedder: Embedder, galleries: Mapping[str, Gallery]) -> None:
         self.embedder = embedder
         self.galleries = galleries
-        self._batcher = Batcher(embedder)
+        self._engine: Batcher[Image, Embeddings] = Batcher(
+            lambda images: embedder.embed_each(np.stack(images)), most=embedder.max_batch, name="engine"
+        )
+        self._ranker: Batcher[_Query, list[Hit]] = Batcher(_rank_together, most=MAX_RANKED_TOGETHER, name="ranker")
         self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="query")
         self._in_flight = 0
 
@@ -86,8 +111,8 @@ class Pipeline:
         snapshot, stages = self._snapshot(gallery), Stages()
         with self._admitted():
             snapshot.check_top_k(top_k)
-            query = await self._embed(data, stages)
-            return await self._rank(query, snapshot, top_k, stages)
+            embedding = await self._embed(data, stages)
+            return await self._rank(_Query(snapshot, embedding, top_k), stages)
 
     async def search_embedding(self, embedding: Embeddings, *, gallery: str, top_k: int) -> Answer:
         """Rank a gallery against an embedding (dim,).
@@ -98,7 +123,9 @@ class Pipeline:
         """
         snapshot, stages = self._snapshot(gallery), Stages()
         with self._admitted():
-            return await self._rank(embedding, snapshot, top_k, stages)
+            snapshot.check_top_k(top_k)
+            snapshot.check_queries(embedding[np.newaxis])
+            return await self._rank(_Query(snapshot, embedding, top_k), stages)
 
     async def search_entry(self, entry_id: str, *, gallery: str, top_k: int) -> Answer:
         """Rank a gallery against one of its entries, itself left out.
@@ -131,7 +158,8 @@ class Pipeline:
 
     async def close(self) -> None:
         """Stop the threads and close the galleries; nobody may be waiting any more."""
-        await self._batcher.close()
+        await self._engine.close()
+        await self._ranker.close()
         self._threads.shutdown()
         for gallery in self.galleries.values():
             gallery.close()
@@ -140,12 +168,12 @@ class Pipeline:
         with stages.measure("decode"):
             image = await self._run(lambda: self.embedder.prepare(data))
         with stages.measure("embed"):
-            return await self._batcher.embed(image)
+            return await self._engine.submit(image)
 
-    async def _rank(self, query: Embeddings, snapshot: Snapshot, top_k: int, stages: Stages) -> Answer:
+    async def _rank(self, query: "_Query", stages: Stages) -> Answer:
         with stages.measure("search"):
-            (hits,) = await self._run(lambda: snapshot.hits(snapshot.search(query[np.newaxis], top_k=top_k)))
-        return Answer(hits, snapshot.generation, stages)
+            hits = await self._ranker.submit(query)
+        return Answer(hits, query.snapshot.generation, stages)
 
     async def _run(self, work: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -42,7 +42,8 @@ def gate(model: Path) -> Gate:
 
 @pytest.fixture
 async def batcher(model: Path, gate: Gate):
-    running = Batcher(Embedder(read_artifact(model).contract, gate))
+    embedder = Embedder(read_artifact(model).contract, gate)
+    running: Batcher = Batcher(lambda images: embedder.embed_each(np.stack(images)), most=4, name="engine")
     yield running
     await running.close()
 
@@ -53,7 +54,7 @@ def images() -> np.ndarray:
 
 
 async def start(batcher: Batcher, images) -> list[asyncio.Task]:
-    tasks = [asyncio.create_task(batcher.embed(image)) for image in images]
+    tasks = [asyncio.create_task(batcher.submit(image)) for image in images]
     await asyncio.sleep(0.05)
     return tasks
 
@@ -91,6 +92,6 @@ async def test_a_fault_of_the_engine_fails_that_batch_and_the_worker_lives_on(ba
     gate.opened.set()
     gate.fault = RuntimeError("device lost")
     with pytest.raises(RuntimeError, match="device lost"):
-        await batcher.embed(images[0])
+        await batcher.submit(images[0])
     gate.fault = None
-    assert (await batcher.embed(images[0])).shape == (24,)
+    assert (await batcher.submit(images[0])).shape == (24,)

@@ -1,0 +1,85 @@
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reidserve.embed import Embedder, read_artifact
+from reidserve.embed.contract import MODEL_FILE
+from reidserve.embed.onnx_session import OnnxSession
+from reidserve.errors import GalleryNotFoundError, OverloadedError, QueryError
+from reidserve.index import open_gallery
+from reidserve.index.store import open_store
+from reidserve.server.pipeline import MAX_IN_FLIGHT, Pipeline, _Query, _rank_together
+from tests.conftest import unit_rows
+from tests.test_batcher import Gate
+from tests.test_store import record
+
+
+@pytest.fixture
+def gate(model: Path) -> Gate:
+    return Gate(OnnxSession(model / MODEL_FILE))
+
+
+@pytest.fixture
+async def pipeline(model: Path, gallery: Path, gate: Gate):
+    running = Pipeline(Embedder(read_artifact(model).contract, gate), {"crops": open_gallery(gallery)})
+    yield running
+    gate.opened.set()
+    await running.close()
+
+
+def test_queries_ranked_together_get_what_each_gets_alone(gallery: Path, tmp_path: Path, model: Path):
+    from reidserve.index.store import create_store
+
+    other = create_store(tmp_path / "other.gallery", open_store(gallery).origin)
+    rows = unit_rows(np.random.default_rng(1), 30, 24)
+    other.write(
+        [type(one)(one.entry, one.content_sha256, row) for one, row in zip(map(numbered, range(30)), rows, strict=True)]
+    )
+    snapshots = [open_gallery(gallery).snapshot, open_gallery(other.folder).snapshot]
+    embeddings = unit_rows(np.random.default_rng(2), 20, 24)
+    queries = [_Query(snapshots[place % 2], row, 1 + place * 3) for place, row in enumerate(embeddings)]
+    for query, hits in zip(queries, _rank_together(queries), strict=True):
+        (alone,) = query.snapshot.hits(query.snapshot.search(query.embedding[np.newaxis], top_k=query.top_k))
+        assert hits == alone
+        assert len(hits) == min(query.top_k, len(query.snapshot))
+    other.close()
+
+
+def numbered(number: int):
+    return record(f"n{number}", number)
+
+
+async def test_more_queries_than_are_admitted_are_refused_at_once_and_the_rest_answered(pipeline, gate, crops: Path):
+    data = sorted(crops.iterdir())[0].read_bytes()
+    waiting = [asyncio.create_task(pipeline.search_image(data, gallery="", top_k=3)) for _ in range(MAX_IN_FLIGHT)]
+    await asyncio.sleep(0.5)
+    with pytest.raises(OverloadedError, match=f"{MAX_IN_FLIGHT} queries are under way"):
+        await pipeline.search_image(data, gallery="", top_k=3)
+    gate.opened.set()
+    answers = await asyncio.gather(*waiting)
+    assert {tuple(hit.entry.id for hit in answer.hits) for answer in answers} == {
+        tuple(hit.entry.id for hit in answers[0].hits)
+    }
+    assert len((await pipeline.search_image(data, gallery="", top_k=3)).hits) == 3
+
+
+async def test_a_wrong_query_is_refused_before_the_model_is_run(pipeline, gate, crops: Path):
+    gate.opened.set()
+    data = sorted(crops.iterdir())[0].read_bytes()
+    with pytest.raises(QueryError, match="top_k"):
+        await pipeline.search_image(data, gallery="", top_k=0)
+    with pytest.raises(GalleryNotFoundError, match="no gallery 'mall' here, there is crops"):
+        await pipeline.search_image(data, gallery="mall", top_k=1)
+    assert gate.batches == []
+
+
+async def test_a_caller_that_gives_up_frees_its_place(pipeline, gate, crops: Path):
+    data = sorted(crops.iterdir())[0].read_bytes()
+    asking = asyncio.create_task(pipeline.search_image(data, gallery="", top_k=3))
+    await asyncio.sleep(0.1)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert pipeline._in_flight == 0
