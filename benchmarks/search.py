@@ -28,7 +28,7 @@ from reidserve.client import Client
 from reidserve.datasets.synth import SynthSpec, write_dataset
 from reidserve.embed import Embedder, Preprocessing, open_embedder
 from reidserve.export.convert import Feeding, adopt
-from reidserve.index import Entry, Snapshot, open_gallery
+from reidserve.index import Entry, Snapshot, read_snapshot
 from reidserve.index.store import Origin, Record, create_store
 
 DIM = 2048
@@ -63,7 +63,7 @@ def main() -> int:
         images = draw_images(work, queries)
         embedder = make_model(work)
         make_gallery(work / "bench.gallery", embedder, entries)
-        snapshot = open_gallery(work / "bench.gallery", identity=embedder.contract.identity).snapshot
+        snapshot = read_snapshot(work / "bench.gallery", identity=embedder.contract.identity)
         with serving(work) as (target, ready_seconds), Client(target) as client:
             figures, holds = measure(client, embedder, snapshot, images, rounds)
     report = {

@@ -136,14 +136,14 @@ def search(
         device: Where the model runs.
     """
     from reidserve.embed import open_embedder, read_image
-    from reidserve.index import open_gallery
+    from reidserve.index import read_snapshot
 
     if entry:
-        snapshot = open_gallery(gallery).snapshot
+        snapshot = read_snapshot(gallery)
         hits = snapshot.search_entry(query, top_k=top_k)
     else:
         embedder = open_embedder(model, device=device)
-        snapshot = open_gallery(gallery, identity=embedder.contract.identity).snapshot
+        snapshot = read_snapshot(gallery, identity=embedder.contract.identity)
         (hits,) = snapshot.hits(snapshot.search(embedder.embed_encoded([read_image(Path(query))]), top_k=top_k))
     facts = [
         {

@@ -2,7 +2,7 @@
 
 from reidserve.index.build import BuildReport, build_gallery
 from reidserve.index.entry import Entry, Hit
-from reidserve.index.gallery import Gallery, open_gallery
+from reidserve.index.gallery import Gallery, open_gallery, read_snapshot
 from reidserve.index.ranking import Ranking
 from reidserve.index.snapshot import MAX_TOP_K, Snapshot
 from reidserve.index.store import Origin
@@ -18,4 +18,5 @@ __all__ = [
     "Snapshot",
     "build_gallery",
     "open_gallery",
+    "read_snapshot",
 ]

@@ -57,9 +57,25 @@ def open_gallery(folder: Path, *, identity: str | None = None) -> Gallery:
         GalleryModelError: it was built with a model of another `identity`.
     """
     store = open_store(folder)
-    if identity is not None:
-        check_origin(folder, store.origin, identity=identity)
-    return Gallery(store)
+    try:
+        if identity is not None:
+            check_origin(folder, store.origin, identity=identity)
+        return Gallery(store)
+    except BaseException:
+        store.close()
+        raise
+
+
+def read_snapshot(folder: Path, *, identity: str | None = None) -> Snapshot:
+    """Read the newest state of the gallery in a folder, to be searched with a model.
+
+    Raises:
+        GalleryError: no gallery there, or one that cannot be read.
+        GalleryModelError: it was built with a model of another `identity`.
+    """
+    gallery = open_gallery(folder, identity=identity)
+    gallery.close()
+    return gallery.snapshot
 
 
 def check_origin(folder: Path, origin: Origin, *, identity: str) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from reidserve.datasets import Crop, read_crops
 from reidserve.embed import Embedder
 from reidserve.errors import DatasetError, GalleryError, GalleryLockedError, GalleryModelError, OutputExistsError
-from reidserve.index import build_gallery, open_gallery
+from reidserve.index import build_gallery, read_snapshot
 from reidserve.index.store import open_store, writer_lock
 from tests.conftest import BIN, draw_crop, run_command, write_crops
 
@@ -35,14 +35,14 @@ def build(crops: Path, out: Path, embedder: Embedder, **options):
 
 
 def contents(out: Path) -> dict[str, list[float]]:
-    snapshot = open_gallery(out).snapshot
+    snapshot = read_snapshot(out)
     return {name: snapshot.vector(row).tolist() for name, row in snapshot.row_of.items()}
 
 
 def test_a_gallery_holds_each_crop_under_its_path_with_its_labels(crops: Path, out: Path, embedder: Embedder):
     report = build(crops, out, embedder)
     assert (report.entries, report.embedded, report.failures) == (12, 12, [])
-    snapshot = open_gallery(out, identity=embedder.contract.identity).snapshot
+    snapshot = read_snapshot(out, identity=embedder.contract.identity)
     for path in crops.iterdir():
         row = snapshot.row_of[path.name]
         entry = snapshot.entries[row]
@@ -53,7 +53,7 @@ def test_a_gallery_holds_each_crop_under_its_path_with_its_labels(crops: Path, o
 
 def test_rows_stand_in_the_order_of_paths(crops: Path, out: Path, embedder: Embedder):
     build(crops, out, embedder)
-    snapshot = open_gallery(out).snapshot
+    snapshot = read_snapshot(out)
     assert list(snapshot.row_of) == sorted(path.name for path in crops.iterdir())
 
 
@@ -78,7 +78,7 @@ def test_file_names_that_are_not_utf8_become_readable_ids(crops: Path, out: Path
     Image.fromarray(draw_crop(42, 1)).save(os.fsdecode(strange), "PNG")
     report = build(crops, out, embedder)
     assert report.failures == []
-    snapshot = open_gallery(out).snapshot
+    snapshot = read_snapshot(out)
     assert snapshot.entries[snapshot.row_of["0042_c1s1_%FF%E9.png"]].pid == "0042"
 
 
@@ -87,7 +87,7 @@ def test_a_finished_gallery_is_not_touched_without_force(crops: Path, out: Path,
     write_crops(crops, pids=8)
     with pytest.raises(OutputExistsError, match="holds a gallery of 12 entries built from .*--force"):
         build(crops, out, embedder)
-    assert len(open_gallery(out).snapshot) == 12
+    assert len(read_snapshot(out)) == 12
 
 
 def test_force_brings_a_gallery_up_to_date_and_embeds_nothing_twice(
@@ -105,10 +105,10 @@ def test_force_brings_a_gallery_up_to_date_and_embeds_nothing_twice(
     build(crops, tmp_path / "fresh.gallery", embedder)
     assert contents(out) == contents(tmp_path / "fresh.gallery")
 
-    generation = open_gallery(out).snapshot.generation
+    generation = read_snapshot(out).generation
     report = build(crops, out, embedder, force=True)
     assert (report.embedded, report.kept) == (0, 13)
-    assert open_gallery(out).snapshot.generation == generation
+    assert read_snapshot(out).generation == generation
 
 
 def test_an_entry_whose_image_became_unreadable_is_kept(crops: Path, out: Path, embedder: Embedder):

@@ -8,8 +8,8 @@ from reidserve.embed import Embedder, read_artifact
 from reidserve.embed.contract import MODEL_FILE
 from reidserve.embed.onnx_session import OnnxSession
 from reidserve.errors import GalleryNotFoundError, OverloadedError, QueryError
-from reidserve.index import open_gallery
-from reidserve.index.store import open_store
+from reidserve.index import Origin, open_gallery, read_snapshot
+from reidserve.index.store import create_store
 from reidserve.server.pipeline import MAX_IN_FLIGHT, Pipeline, _Query, _rank_together
 from tests.conftest import unit_rows
 from tests.test_batcher import Gate
@@ -30,14 +30,14 @@ async def pipeline(model: Path, gallery: Path, gate: Gate):
 
 
 def test_queries_ranked_together_get_what_each_gets_alone(gallery: Path, tmp_path: Path, model: Path):
-    from reidserve.index.store import create_store
-
-    other = create_store(tmp_path / "other.gallery", open_store(gallery).origin)
+    other = create_store(
+        tmp_path / "other.gallery", Origin(read_artifact(model).contract.identity, "fp32/onnxruntime-cpu", 24)
+    )
     rows = unit_rows(np.random.default_rng(1), 30, 24)
     other.write(
         [type(one)(one.entry, one.content_sha256, row) for one, row in zip(map(numbered, range(30)), rows, strict=True)]
     )
-    snapshots = [open_gallery(gallery).snapshot, open_gallery(other.folder).snapshot]
+    snapshots = [read_snapshot(gallery), read_snapshot(other.folder)]
     embeddings = unit_rows(np.random.default_rng(2), 20, 24)
     queries = [_Query(snapshots[place % 2], row, 1 + place * 3) for place, row in enumerate(embeddings)]
     for query, hits in zip(queries, _rank_together(queries), strict=True):

@@ -9,7 +9,7 @@ import pytest
 
 from reidserve.client import Client
 from reidserve.embed import Embedder, open_embedder
-from reidserve.index import open_gallery
+from reidserve.index import read_snapshot
 from tests.conftest import Server, run_command, start_server, stop_server
 
 PATTERN = r"(?P<pid>[a-z]+_\d+)_cam(?P<camid>\d)"
@@ -63,7 +63,7 @@ def test_every_photograph_finds_itself_over_grpc(photographs: Path, serving: Ser
 def test_rankings_over_grpc_equal_brute_force_entry_by_entry_and_score_by_score(
     photographs: Path, serving: Server, vehicles: Path, embedder: Embedder
 ):
-    snapshot = open_gallery(vehicles, identity=serving.identity).snapshot
+    snapshot = read_snapshot(vehicles, identity=serving.identity)
     rows = sorted(snapshot.entries)
     stored = np.stack([snapshot.vector(row) for row in rows])
     queries = sorted(photographs.rglob("*.jpg"))[:: 1134 // 50][:50]

@@ -18,7 +18,7 @@ from reidserve.client import Client
 from reidserve.datasets import read_crops
 from reidserve.embed import Embedder, open_embedder
 from reidserve.errors import EntryNotFoundError, OverloadedError, QueryError, ReidError, RequestError
-from reidserve.index import build_gallery, open_gallery
+from reidserve.index import build_gallery, read_snapshot
 from reidserve.proto.reid.v1 import reid_pb2
 from reidserve.server.service import SERVICE
 from tests.conftest import BIN, Server, run_command, start_server, stop_server, write_crops
@@ -36,7 +36,7 @@ def answers_of(result) -> list[tuple]:
 
 def expected_hits(gallery: Path, query: np.ndarray, top_k: int) -> list[tuple]:
     """Brute force over the stored embeddings."""
-    snapshot = open_gallery(gallery).snapshot
+    snapshot = read_snapshot(gallery)
     scored = sorted((-np.vecdot(snapshot.vector(row), query), row) for row in snapshot.entries)
     entries = [(snapshot.entries[row], -score) for score, row in scored[:top_k]]
     return [(entry.id, entry.pid, entry.camid, score, rank) for rank, (entry, score) in enumerate(entries, start=1)]
