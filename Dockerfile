@@ -1,7 +1,8 @@
 # reid-serve and the gallery commands, without torch, as a user without rights.
 #   docker build -t reidserve .
 #   docker build -t reidserve:gpu --build-arg ENGINE=gpu .        (CUDA 13; not verified on hardware)
-#   docker run -v "$PWD":/data -p 50051:50051 reidserve
+#   docker run --user "$(id -u):$(id -g)" -v "$PWD":/data -p 50051:50051 reidserve
+# A gallery is opened in a folder that can be written: SQLite's write-ahead log lives beside it.
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS build

@@ -34,6 +34,7 @@ from reidserve.index.store import Origin, Record, create_store
 DIM = 2048
 TOP_K = 10
 CLIENTS = 8
+READY_SECONDS = 3  # what a server with 20,000 x 2048 promises
 
 # As deep as a small backbone, with random weights: what is timed is the way, not the answer.
 NETWORK = """
@@ -65,7 +66,8 @@ def main() -> int:
         make_gallery(work / "bench.gallery", embedder, entries)
         snapshot = read_snapshot(work / "bench.gallery", identity=embedder.contract.identity)
         with serving(work) as (target, ready_seconds), Client(target) as client:
-            figures, holds = measure(client, embedder, snapshot, images, rounds)
+            figures, equal = measure(client, embedder, snapshot, images, rounds)
+    holds = equal and (quick or ready_seconds < READY_SECONDS)
     report = {
         "name": "search",
         "holds": holds,

@@ -67,8 +67,8 @@ class SearchResult:
 class Client:
     """A connection to a reidserve server; close it, or use it in a `with` block. Safe from any thread.
 
-    Every method raises RequestError, with the server's reason, where a call fails, and QueryError where the query
-    cannot even be sent.
+    Every method raises RequestError, with the server's reason, where a call fails, QueryError where the query cannot
+    even be sent, and OSError where an image file cannot be read.
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, *, timeout: float = 30.0) -> None:
@@ -142,7 +142,10 @@ def _request(top_k: int, **fields: Any) -> reid_pb2.SearchRequest:  # noqa: ANN4
 
 def _request_error(error: grpc.RpcError, target: str) -> RequestError:
     code, message = error.code(), error.details() or ""
-    status = rpc_status.from_call(error)
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # the details were cut on the way
+        status = None
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):

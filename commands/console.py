@@ -1,11 +1,12 @@
 """What every command does alike: exit codes, errors in one line, results for people or machines, progress."""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 from cyclopts import App, CycloptsError, Parameter
@@ -18,6 +19,15 @@ DONE, FAILED, WRONG_USAGE = 0, 1, 2
 INTERRUPTED = 128 + signal.SIGINT
 SHOWN_FAILURES = 20
 
+Device = Annotated[Literal["cpu", "cuda"], Parameter(help="Where the model runs; what is not there is refused.")]
+Pattern = Annotated[
+    str | None,
+    Parameter(
+        show_default=False,
+        help="A regular expression on the path below the folder, with the groups pid and camid, such as "
+        r"'(?P<pid>\w+)_cam(?P<camid>\d)'.",
+    ),
+]
 Json = Annotated[bool, Parameter(negative="", help="Print the result as one JSON object, for machines.")]
 Force = Annotated[bool, Parameter(negative="", help="Replace what is there already.")]
 
@@ -60,16 +70,27 @@ def run(app: App) -> NoReturn:
         # The reader of a pipe has left (head, less): nothing to say and nobody to say it to.
         sys.stderr.close()
         sys.exit(FAILED)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "reidserve":
+            raise
+        sys.exit(_fail("PACKAGE_MISSING", f"this needs the package {error.name}: install reidserve[cpu,onnx]", FAILED))
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         sys.exit(_fail("SYSTEM_ERROR", f"{name}{error.strerror or error}", FAILED))
 
 
 def _fail(reason: str, message: str, code: int) -> int:
+    # A file name that is not Unicode may be part of it.
+    message = message.encode(errors="backslashreplace").decode()
     if "--json" in sys.argv:
         print_json({"error": {"reason": reason, "message": message}})
     print(f"error: {message}", file=sys.stderr)
     return code
+
+
+def quiet_grpc() -> None:
+    """Keep gRPC's C core from writing lines of its own about failures that are reported anyway; before its import."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def print_json(result: Any) -> None:  # noqa: ANN401  # anything msgspec encodes

@@ -2,14 +2,16 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from reidserve.commands.console import (
     DONE,
     FAILED,
+    Device,
     Json,
+    Pattern,
     make_app,
     print_facts,
     print_json,
@@ -30,11 +32,11 @@ def evaluate(
     model: Path = Path("model"),
     query_crops: Annotated[Path | None, Parameter(show_default=False)] = None,
     gallery_crops: Annotated[Path | None, Parameter(show_default=False)] = None,
-    pattern: Annotated[str | None, Parameter(show_default=False)] = None,
-    device: Literal["cpu", "cuda"] = "cpu",
+    pattern: Pattern = None,
+    device: Device = "cpu",
     json: Json = False,
 ) -> int:
-    r"""Score an artifact by the rule of Market-1501: Rank-1/5/10, mAP and mINP.
+    """Score an artifact by the rule of Market-1501: Rank-1/5/10, mAP and mINP.
 
     For each query, gallery images with its pid and its camid are dropped, as is junk (pid -1); queries without a
     right image are left out of the means and counted. An image that cannot be read is reported and left out; the
@@ -46,9 +48,6 @@ def evaluate(
         model: The artifact to score, as reid-export wrote it.
         query_crops: In place of a dataset: the folder of queries.
         gallery_crops: In place of a dataset: the folder of gallery crops.
-        pattern: A regular expression on the paths below those folders, with the groups pid and camid, such as
-            '(?P<pid>\w+)_cam(?P<camid>\d)'.
-        device: Where the model runs.
     """
     from reidserve.datasets import Dataset, read_crops, read_dataset
     from reidserve.embed import open_embedder
@@ -59,7 +58,7 @@ def evaluate(
         dataset = read_dataset(data)
     elif data is None and query_crops is not None and gallery_crops is not None:
         parts = [read_crops(folder, pattern=pattern) for folder in (query_crops, gallery_crops)]
-        dataset = Dataset("folders", query=parts[0], gallery=parts[1])
+        dataset = Dataset("crops", query=parts[0], gallery=parts[1])
     else:
         raise UsageError("expected a dataset, or --query-crops and --gallery-crops (and --pattern) in its place")
     embedder = open_embedder(model, device=device)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from reidserve.commands.console import Force, Json, make_app, print_facts, print_json, run
-from reidserve.errors import ExportError, UsageError
+from reidserve.errors import UsageError
 
 app = make_app("reid-export")
 
@@ -43,24 +43,19 @@ def export(
         resize: The Pillow filter its crops were resized with.
         output: The output that is the embedding, where the graph has several.
     """
+    from reidserve.datasets import path_to_text
     from reidserve.embed import Preprocessing
+    from reidserve.export.convert import Feeding, adopt
 
     height, width = parse_size(size)
-    preprocessing = Preprocessing(
-        mean=parse_triple("--mean", mean), std=_positive(parse_triple("--std", std)), colour=colour
-    )
-    try:
-        from reidserve.export.convert import Feeding, adopt
-    except ModuleNotFoundError as error:
-        raise ExportError(f"adopting an ONNX needs the package {error.name}: install reidserve[cpu,onnx]") from error
-
+    preprocessing = Preprocessing(mean=parse_triple("--mean", mean), std=parse_triple("--std", std), colour=colour)
     feeding = Feeding(height=height, width=width, resize=resize, preprocessing=preprocessing)
     adopted = adopt(onnx, out, feeding, output=output, force=force)
     contract = adopted.contract
     if json:
         print_json(
             {
-                "model": str(out),
+                "model": path_to_text(out),
                 "identity": contract.identity,
                 "dim": contract.dim,
                 "height": contract.height,
@@ -71,11 +66,11 @@ def export(
         return
     print_facts(
         {
-            "wrote": out,
+            "wrote": path_to_text(out),
             "identity": contract.identity,
             "input": f"{contract.height} x {contract.width}, {contract.resize}, {colour} inside",
             "embedding": f"{contract.dim} dimensions",
-            "checked": f"largest difference from {onnx.name} fed by hand: {adopted.difference:.2g}",
+            "checked": f"largest difference from {path_to_text(Path(onnx.name))} fed by hand: {adopted.difference:.2g}",
         }
     )
 
@@ -112,12 +107,6 @@ def parse_triple(flag: str, text: str) -> Triple:
 def _parse_number(text: str) -> float:
     above, _, below = text.partition("/")
     return float(above) / float(below or 1)
-
-
-def _positive(std: Triple) -> Triple:
-    if not min(std) > 0:
-        raise UsageError(f"--std must be above 0, got {min(std):g}")
-    return std
 
 
 def main() -> None:

@@ -10,8 +10,9 @@ from cyclopts import Parameter
 from reidserve.commands.console import (
     DONE,
     FAILED,
-    Force,
+    Device,
     Json,
+    Pattern,
     make_app,
     print_facts,
     print_json,
@@ -33,13 +34,13 @@ def build(
     *,
     model: Path = Path("model"),
     out: Annotated[Path | None, Parameter(show_default=False)] = None,
-    pattern: Annotated[str | None, Parameter(show_default=False)] = None,
+    pattern: Pattern = None,
     layout: Literal["auto", "market1501", "dukemtmc", "veri776", "folders"] = "auto",
-    device: Literal["cpu", "cuda"] = "cpu",
-    force: Force = False,
+    device: Device = "cpu",
+    force: Annotated[bool, Parameter(negative="", help="Bring a finished gallery up to date.")] = False,
     json: Json = False,
 ) -> int:
-    r"""Embed the images below a folder (or of a CSV table) into a gallery.
+    """Embed the images below a folder (or of a CSV table) into a gallery.
 
     An image that cannot be read is reported and left out; the exit code is then 1. A build that was cut off goes
     on where it stopped when it is run again. --force brings a finished gallery up to date with the folder: new
@@ -49,11 +50,8 @@ def build(
         crops: A folder of JPEG, PNG, WebP or BMP crops, or a .csv with the columns path, pid, camid, timestamp.
         model: The artifact that embeds them, as reid-export wrote it.
         out: The gallery to write, by default the folder's name with .gallery.
-        pattern: A regular expression on the path below the folder, with the groups pid and camid, such as
-            '(?P<pid>\w+)_cam(?P<camid>\d)'.
         layout: What file names mean; auto knows the names of Market-1501, DukeMTMC-reID and VeRi-776 and labels
             nothing else. folders: the first folder's name is the pid.
-        device: Where the model runs.
     """
     from reidserve.datasets import path_to_text, read_crops
     from reidserve.embed import open_embedder
@@ -122,7 +120,7 @@ def search(
     model: Path = Path("model"),
     entry: Annotated[bool, Parameter(negative="")] = False,
     top_k: int = 10,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device = "cpu",
     json: Json = False,
 ) -> None:
     """Search a gallery without a server.
@@ -133,18 +131,18 @@ def search(
         model: The artifact that embeds the query.
         entry: Take the query for an entry's id.
         top_k: How many hits.
-        device: Where the model runs.
     """
     from reidserve.embed import open_embedder, read_image
     from reidserve.index import read_snapshot
 
     if entry:
         snapshot = read_snapshot(gallery)
-        hits = snapshot.search_entry(query, top_k=top_k)
+        ranking = snapshot.search_entry(query, top_k=top_k)
     else:
         embedder = open_embedder(model, device=device)
         snapshot = read_snapshot(gallery, identity=embedder.contract.identity)
-        (hits,) = snapshot.hits(snapshot.search(embedder.embed_encoded([read_image(Path(query))]), top_k=top_k))
+        ranking = snapshot.search(embedder.embed_encoded([read_image(Path(query))]), top_k=top_k)
+    (hits,) = snapshot.hits(ranking)
     facts = [
         {
             "entry_id": hit.entry.id,

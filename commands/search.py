@@ -1,13 +1,12 @@
 """reid-search: ask a server who is in a photograph."""
 
-import os
 from dataclasses import asdict
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from reidserve.client import DEFAULT_TARGET, Client
-from reidserve.commands.console import Json, make_app, print_json, run
+from reidserve.commands.console import Json, make_app, print_json, quiet_grpc, run
 from reidserve.commands.hits import print_hits
 
 app = make_app("reid-search")
@@ -34,8 +33,7 @@ def search(
         top_k: How many hits.
         timeout: Seconds to wait for the answer.
     """
-    # gRPC's C core writes lines of its own about failures that are reported anyway.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    quiet_grpc()
     with Client(server, timeout=timeout) as client:
         ask = client.search_entry if entry else client.search
         result = ask(query, top_k=top_k, gallery=gallery)

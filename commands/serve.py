@@ -1,11 +1,11 @@
 """reid-serve: answer searches over gRPC."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from reidserve.commands.console import Json, make_app, print_facts, print_json, run
+from reidserve.commands.console import Device, Json, make_app, print_facts, print_json, quiet_grpc, run
 
 app = make_app("reid-serve")
 
@@ -16,7 +16,7 @@ def serve(
     gallery: Annotated[list[Path], Parameter(negative="")],
     model: Path = Path("model"),
     listen: str = "127.0.0.1:50051",
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device = "cpu",
     grace: float = 30.0,
     json: Json = False,
 ) -> None:
@@ -30,15 +30,12 @@ def serve(
         gallery: A gallery's folder; may be given several times, names are the folders' without .gallery.
         model: The artifact that the galleries were built with.
         listen: Host and port; port 0 takes a free one, which the ready line names.
-        device: Where the model runs.
         grace: Seconds that calls under way may take after SIGTERM.
     """
     import asyncio
     import logging
-    import os
 
-    # gRPC's C core writes lines of its own about failures that are reported anyway.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    quiet_grpc()
 
     from reidserve.datasets import path_to_text
     from reidserve.server import Ready, Settings

@@ -48,6 +48,7 @@ def synth(
     """
     import os
 
+    from reidserve.datasets import path_to_text
     from reidserve.datasets.synth import SynthSpec, write_dataset
 
     spec = SynthSpec(
@@ -66,7 +67,7 @@ def synth(
             out, spec, processes=os.cpu_count() or 1 if processes is None else processes, progress=report
         )
     if json:
-        print_json({"dataset": str(out), "spec": spec, "counts": summary})
+        print_json({"dataset": path_to_text(out), "spec": spec, "counts": summary})
         return
     print_facts(
         {

@@ -102,7 +102,7 @@ def unlabelled_crops(folder: Path) -> list[Crop]:
     return [Crop(path) for path in find_images(folder)]
 
 
-def matching(paths: Sequence[Path], pattern: str) -> int:
+def count_matching(paths: Sequence[Path], pattern: str) -> int:
     """How many of these files have a name that the pattern matches."""
     expression = re.compile(pattern)
     return sum(expression.search(path_to_text(Path(path.name))) is not None for path in paths)

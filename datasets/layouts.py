@@ -11,10 +11,10 @@ from typing import Literal
 
 from reidserve.datasets.crop import Crop, Dataset
 from reidserve.datasets.folders import (
+    count_matching,
     crops_by_folder,
     crops_by_pattern,
     find_images,
-    matching,
     unlabelled_crops,
 )
 from reidserve.datasets.names import path_to_text
@@ -79,7 +79,7 @@ def _recognise(root: Path) -> Layout:
         return candidates[0]
     images = find_images(root / candidates[0].query)
     # Folders per identity are the last guess: any name would match them.
-    return max(candidates, key=lambda layout: 0.5 if layout.pattern is None else matching(images, layout.pattern))
+    return max(candidates, key=lambda layout: 0.5 if layout.pattern is None else count_matching(images, layout.pattern))
 
 
 def read_crops(
@@ -115,7 +115,7 @@ def _read_by_names(folder: Path) -> list[Crop]:
     for layout in LAYOUTS:
         if layout.pattern is None:
             continue
-        known = matching(images, layout.pattern)
+        known = count_matching(images, layout.pattern)
         if known == len(images):
             return layout.read(folder)
         if known:

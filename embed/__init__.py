@@ -3,7 +3,7 @@
 from reidserve.embed.ahead import map_ahead
 from reidserve.embed.artifact import Artifact, read_artifact
 from reidserve.embed.contract import Contract, Network, Preprocessing, Source
-from reidserve.embed.embedder import UNIT_TOLERANCE, Embedder, Embeddings, open_embedder, start_embedder
+from reidserve.embed.embedder import UNIT_TOLERANCE, Embedder, Embedding, Embeddings, open_embedder
 from reidserve.embed.images import Batch, Image, ResizeFilter, decode, read_image, resize
 from reidserve.embed.onnx_session import Device
 from reidserve.embed.session import Session
@@ -15,6 +15,7 @@ __all__ = [
     "Contract",
     "Device",
     "Embedder",
+    "Embedding",
     "Embeddings",
     "Image",
     "Network",
@@ -28,5 +29,4 @@ __all__ = [
     "read_artifact",
     "read_image",
     "resize",
-    "start_embedder",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reidserve.embed.artifact import Artifact, read_artifact
+from reidserve.embed.artifact import read_artifact
 from reidserve.embed.canaries import compare_canaries
 from reidserve.embed.contract import MODEL_FILE, Contract
 from reidserve.embed.images import Batch, Image, decode, resize
@@ -17,7 +17,10 @@ from reidserve.errors import ArtifactError, EmbeddingError, ImageError
 Embeddings = NDArray[np.float32]
 """(N, dim), C-contiguous, rows of unit length."""
 
-UNIT_TOLERANCE = 1e-3
+Embedding = NDArray[np.float32]
+"""(dim,), of unit length."""
+
+UNIT_TOLERANCE = 1e-4
 
 
 class Embedder:
@@ -64,7 +67,7 @@ class Embedder:
         _check_unit(rows)
         return rows
 
-    def embed_each(self, batch: Batch) -> list[Embeddings | EmbeddingError]:
+    def embed_each(self, batch: Batch) -> list[Embedding | EmbeddingError]:
         """Per image of a Batch its embedding (dim,), or what was wrong with it: no image costs another its answer."""
         try:
             return list(self.embed(batch))
@@ -101,17 +104,8 @@ def open_embedder(folder: Path, *, device: Device = "cpu") -> Embedder:
         ArtifactError: the folder is no whole artifact, or computes something else here.
         DeviceError: the device was not obtained.
     """
-    return start_embedder(read_artifact(folder), device=device)
-
-
-def start_embedder(artifact: Artifact, *, device: Device = "cpu") -> Embedder:
-    """Start the engine of an artifact that was read, and see that the canaries hold.
-
-    Raises:
-        ArtifactError: it computes something else here.
-        DeviceError: the device was not obtained.
-    """
-    embedder = Embedder(artifact.contract, OnnxSession(artifact.folder / MODEL_FILE, device=device))
+    artifact = read_artifact(folder)
+    embedder = Embedder(artifact.contract, OnnxSession((folder / MODEL_FILE).read_bytes(), device=device))
     try:
         embeddings = embedder.embed_encoded(artifact.canaries.images)
     except (ImageError, EmbeddingError) as error:

@@ -1,7 +1,6 @@
 """The ONNX Runtime session. Nothing else imports onnxruntime."""
 
 import os
-from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
@@ -9,7 +8,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from reidserve.embed.images import Batch
-from reidserve.errors import ArtifactError, DeviceError
+from reidserve.errors import ArtifactError, DeviceError, EmbeddingError
 
 Device = Literal["cpu", "cuda"]
 
@@ -35,7 +34,7 @@ class OnnxSession:
         ArtifactError: ONNX Runtime does not take the graph.
     """
 
-    def __init__(self, model: Path | bytes, *, device: Device = "cpu", precision: str = "fp32") -> None:
+    def __init__(self, model: bytes, *, device: Device = "cpu") -> None:
         provider = _PROVIDERS[device]
         available = onnxruntime.get_available_providers()
         if provider not in available:
@@ -48,7 +47,7 @@ class OnnxSession:
             onnxruntime.preload_dlls()
         try:
             self._session = onnxruntime.InferenceSession(
-                os.fspath(model) if isinstance(model, Path) else model,
+                model,
                 sess_options=_options(),
                 providers=[(provider, {"use_tf32": "0"} if device == "cuda" else {})],
             )
@@ -57,14 +56,21 @@ class OnnxSession:
         obtained = self._session.get_providers()[0]
         if obtained != provider:
             raise DeviceError(f"device {device} was asked for, but ONNX Runtime gave {obtained}")
-        self.engine = f"{precision}/onnxruntime-{device}"
+        self.engine = f"fp32/onnxruntime-{device}"
         self.max_batch = _MAX_BATCH[device]
         self.inputs = [(node.name, node.shape, node.type) for node in self._session.get_inputs()]
         self.outputs = [(node.name, node.shape, node.type) for node in self._session.get_outputs()]
 
     def __call__(self, batch: Batch | NDArray[np.float32], /) -> NDArray[np.float32]:
-        """Compute the first output for the first input."""
-        (output,) = self._session.run([self.outputs[0][0]], {self.inputs[0][0]: batch})
+        """Compute the first output for the first input.
+
+        Raises:
+            EmbeddingError: the engine failed, for want of memory say.
+        """
+        try:
+            (output,) = self._session.run([self.outputs[0][0]], {self.inputs[0][0]: batch})
+        except Exception as error:
+            raise EmbeddingError(f"the engine failed on {len(batch)} images: {_first_line(error)}") from error
         return cast(NDArray[np.float32], output)
 
 

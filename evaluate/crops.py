@@ -59,5 +59,5 @@ def _labelled(part: str, crops: Sequence[Crop], embeddings: dict[Path, Embedding
         np.stack([embeddings[crop.path] for crop in readable]),
         [crop.pid for crop in readable],
         [crop.camid for crop in readable],
-        [path_to_text(crop.path) for crop in readable],
+        [path_to_text(crop.path.resolve()) for crop in readable],
     )

@@ -9,7 +9,7 @@ from reidserve.embed import Embeddings
 from reidserve.errors import EvaluationError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
     """N embeddings and what is known of each.
 

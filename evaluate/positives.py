@@ -18,17 +18,15 @@ from reidserve.index.ranking import SETTLED_WITHIN, query_chunks, settled_scores
 _UNKNOWN = -1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Positives:
     """One query's right answers.
 
     Attributes:
         ranks: int64 (n,), their ranks among the entries that count, ascending, 1 for the best.
-        considered: entries that count for this query.
     """
 
     ranks: NDArray[np.int64]
-    considered: int
 
 
 def rank_positives(query: Labelled, gallery: Labelled) -> Iterator[Positives]:
@@ -57,7 +55,7 @@ def rank_positives(query: Labelled, gallery: Labelled) -> Iterator[Positives]:
             product[~counts] = -np.inf
             right = np.flatnonzero(same_pid & counts)
             ranks = _ranks(query.embeddings[place], gallery.embeddings, product, right)
-            yield Positives(np.sort(ranks), int(counts.sum()))
+            yield Positives(np.sort(ranks))
 
 
 class _Codes:

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from reidserve.datasets import Crop, path_to_text
-from reidserve.embed import Embedder, Image, map_ahead, read_image
-from reidserve.errors import DatasetError, ImageError, OutputExistsError
+from reidserve.embed import Embedder, Embedding, Image, map_ahead, read_image
+from reidserve.errors import DatasetError, EmbeddingError, ImageError, OutputExistsError, ReidError
 from reidserve.index.entry import Entry
 from reidserve.index.gallery import check_origin
-from reidserve.index.store import Origin, Record, Store, create_store, holds_gallery, open_store, writer_lock
+from reidserve.index.lock import LOCK, writer_lock
+from reidserve.index.store import DATABASE_FILES, Origin, Record, Store, create_store, holds_gallery, open_store
 
 COMMIT_ROWS = 256
 
@@ -43,18 +44,20 @@ class BuildReport:
     failures: list[tuple[str, str]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Loaded:
     """A crop that was read: with pixels where it must be embedded, with the reason where it cannot be.
 
     Attributes:
         entry: what will be written.
+        path: the image file.
         content_sha256: of the encoded image.
-        pixels: the crop at the model's size.
+        pixels: the crop at the model's size; None where the gallery has an entry of that content.
         failure: why it cannot be read.
     """
 
     entry: Entry
+    path: Path
     content_sha256: bytes = b""
     pixels: Image | None = None
     failure: str | None = None
@@ -82,11 +85,12 @@ def build_gallery(
         GalleryError: it cannot be written.
     """
     entries = _entries(crops, root)
-    _check_replaceable(out)
+    source = path_to_text(root.absolute())
+    _check_own(out)
     with writer_lock(out):
-        store = _open_or_create(out, root, embedder, force=force)
+        store = _open_or_create(out, source, embedder, force=force)
         try:
-            store.write_note(_ROOT, path_to_text(root.absolute()))
+            store.write_note(_ROOT, source)
             store.write_note(_STATE, _BUILDING)
             report = _write_all(crops, entries, store, embedder, progress)
             gone = store.ids() - {entry.id for entry in entries}
@@ -110,26 +114,26 @@ def _entries(crops: Sequence[Crop], root: Path) -> list[Entry]:
     return list(entries.values())
 
 
-def _check_replaceable(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise OutputExistsError(f"{out} is there already and is no gallery: choose another --out")
+def _check_own(out: Path) -> None:
+    """See that nothing of somebody else's lies where the gallery will."""
+    if not out.exists() or holds_gallery(out):
+        return
+    if not out.is_dir() or {path.name for path in out.iterdir()} - {LOCK, *DATABASE_FILES}:
+        raise OutputExistsError(f"{path_to_text(out)} is there already and is no gallery: choose another --out")
 
 
-def _open_or_create(out: Path, root: Path, embedder: Embedder, *, force: bool) -> Store:
+def _open_or_create(out: Path, source: str, embedder: Embedder, *, force: bool) -> Store:
     identity = embedder.contract.identity
     if not holds_gallery(out):
         return create_store(out, Origin(identity, embedder.engine, embedder.contract.dim))
     store = open_store(out, write=True)
     try:
         check_origin(out, store.origin, identity=identity)
-        unfinished = store.note(_STATE) != _BUILT and store.note(_ROOT) in (
-            None,
-            path_to_text(root.absolute()),
-        )
+        unfinished = store.note(_STATE) != _BUILT and store.note(_ROOT) in (None, source)
         if not unfinished and not force:
             raise OutputExistsError(
-                f"{out} holds a gallery of {len(store.ids())} entries built from {store.note(_ROOT)}: choose another "
-                "--out, or bring it up to date with --force (nothing is embedded twice)"
+                f"{path_to_text(out)} holds a gallery of {len(store.ids())} entries built from {store.note(_ROOT)}: "
+                "choose another --out, or bring it up to date with --force (nothing is embedded twice)"
             )
     except BaseException:
         store.close()
@@ -147,14 +151,17 @@ def _write_all(
     report = BuildReport()
     known = store.contents()
     contents = {content for _, content in known.values()}
-    done = 0
 
     def load(item: tuple[Crop, Entry]) -> _Loaded:
         return _load(item[0].path, item[1], contents, embedder)
 
+    done = 0
     with closing(map_ahead(load, zip(crops, entries, strict=True), ahead=COMMIT_ROWS)) as loading:
         while group := list(itertools.islice(loading, COMMIT_ROWS)):
-            changed = [loaded for loaded in group if not _stays(loaded, known, report)]
+            readable = [loaded for loaded in group if loaded.failure is None]
+            changed = [one for one in readable if known.get(one.entry.id) != (one.entry, one.content_sha256)]
+            report.failures += [(_name(one), one.failure) for one in group if one.failure is not None]
+            report.kept += len(readable) - len(changed)
             records = _records(changed, store, embedder, report)
             if records:
                 store.write(records)
@@ -164,40 +171,47 @@ def _write_all(
     return report
 
 
-def _stays(loaded: _Loaded, known: Mapping[str, tuple[Entry, bytes]], report: BuildReport) -> bool:
-    """Whether nothing is to be written for a crop; the report says why."""
-    if loaded.failure is not None:
-        report.failures.append((loaded.entry.source or loaded.entry.id, loaded.failure))
-        return True
-    if known.get(loaded.entry.id) == (loaded.entry, loaded.content_sha256):
-        report.kept += 1
-        return True
-    return False
-
-
-def _records(changed: Sequence[_Loaded], store: Store, embedder: Embedder, report: BuildReport) -> list[Record]:
-    """The records of crops that are new or changed, in their order; a crop the model fails on is reported."""
-    pixels = [loaded.pixels for loaded in changed if loaded.pixels is not None]
-    embedded = iter(embedder.embed_each(np.stack(pixels)) if pixels else [])
-    records = []
-    for loaded in changed:
-        vector = store.find_vector(loaded.content_sha256) if loaded.pixels is None else next(embedded)
-        if isinstance(vector, np.ndarray):
-            records.append(Record(loaded.entry, loaded.content_sha256, vector))
-        else:
-            report.failures.append((loaded.entry.source or loaded.entry.id, str(vector)))
-    report.reused += len(changed) - len(pixels)
-    report.embedded += len(pixels)
-    return records
-
-
 def _load(path: Path, entry: Entry, contents: Set[bytes], embedder: Embedder) -> _Loaded:
     try:
         data = read_image(path)
         content = hashlib.sha256(data).digest()
         pixels = None if content in contents else embedder.prepare(data)
     except OSError as error:
-        return _Loaded(entry, failure=error.strerror or str(error))
+        return _Loaded(entry, path, failure=error.strerror or str(error))
     except ImageError as error:
-        return _Loaded(entry, failure=str(error))
-    return _Loaded(entry, content, pixels)
+        return _Loaded(entry, path, failure=str(error))
+    return _Loaded(entry, path, content, pixels)
+
+
+def _records(changed: Sequence[_Loaded], store: Store, embedder: Embedder, report: BuildReport) -> list[Record]:
+    """The records of crops that are new or changed, in their order; a crop the model fails on is reported."""
+    fresh = [loaded.pixels for loaded in changed if loaded.pixels is not None]
+    embedded = iter(embedder.embed_each(np.stack(fresh)) if fresh else [])
+    records = []
+    for loaded in changed:
+        reused = store.find_vector(loaded.content_sha256) if loaded.pixels is None else None
+        vector = reused if reused is not None else _embedded(loaded, embedded, embedder)
+        if isinstance(vector, ReidError):
+            report.failures.append((_name(loaded), str(vector)))
+            continue
+        records.append(Record(loaded.entry, loaded.content_sha256, vector))
+        report.reused += reused is not None
+        report.embedded += reused is None
+    return records
+
+
+def _embedded(
+    loaded: _Loaded, embedded: Iterator[Embedding | EmbeddingError], embedder: Embedder
+) -> Embedding | ReidError:
+    if loaded.pixels is not None:
+        return next(embedded)
+    # Its content was known when it was read, but the only entry that had it was rewritten since.
+    try:
+        (vector,) = embedder.embed_each(embedder.prepare(read_image(loaded.path))[np.newaxis])
+    except ImageError as error:
+        return error
+    return vector
+
+
+def _name(loaded: _Loaded) -> str:
+    return path_to_text(loaded.path)

@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 
+from reidserve.datasets import path_to_text
 from reidserve.errors import GalleryModelError
 from reidserve.index.snapshot import Snapshot
 from reidserve.index.store import Origin, Store, open_store
@@ -25,6 +26,7 @@ class Gallery:
         self.origin = store.origin
         self.snapshot = Snapshot(generation=-1, dim=store.origin.dim)
         self._store = store
+        self._seen: int | None = None
         self._reading = threading.Lock()
         self.refresh()
 
@@ -35,13 +37,16 @@ class Gallery:
             GalleryError: the gallery is damaged; the snapshot stays.
         """
         with self._reading:
-            if not self._store.changed():
+            version = self._store.version()
+            if version == self._seen:
                 return False
             changes = self._store.changes(since=self.snapshot.generation)
-            if changes.generation == self.snapshot.generation:
-                return False
-            self.snapshot = self.snapshot.after(changes)
-            return True
+            newer = changes.generation != self.snapshot.generation
+            if newer:
+                self.snapshot = self.snapshot.after(changes)
+            # Only now: what could not be read is read again next time.
+            self._seen = version
+            return newer
 
     def close(self) -> None:
         """Let go of the files; snapshots stay usable."""
@@ -86,6 +91,6 @@ def check_origin(folder: Path, origin: Origin, *, identity: str) -> None:
     """
     if origin.identity != identity:
         raise GalleryModelError(
-            f"{folder} holds embeddings of model {origin.identity[:12]}, this is model {identity[:12]}: their scores "
-            "mean nothing together; serve it with its own model, or build a gallery for this one"
+            f"{path_to_text(folder)} holds embeddings of model {origin.identity[:12]}, this is model {identity[:12]}: "
+            "their scores mean nothing together; serve it with its own model, or build a gallery for this one"
         )

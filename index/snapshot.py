@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from reidserve.embed import UNIT_TOLERANCE, Embeddings
+from reidserve.embed import UNIT_TOLERANCE, Embedding, Embeddings
 from reidserve.errors import EntryNotFoundError, QueryError
 from reidserve.index.entry import Entry, Hit
 from reidserve.index.ranking import Block, Ranking, Rows, rank
@@ -15,7 +15,7 @@ BLOCK_ROWS = 8192
 MAX_TOP_K = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
     """A gallery as it stood at one generation; it never changes and may be searched from any thread.
 
@@ -36,33 +36,39 @@ class Snapshot:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def search(self, queries: Embeddings, *, top_k: int) -> Ranking:
+    def search(self, queries: Embeddings, *, top_k: int, left_out: Rows | None = None) -> Ranking:
         """The `top_k` best entries for each of Q queries.
 
         Queries are float32 (Q, dim) of unit length. The ranking is (Q, min(top_k, entries)): best first, by
         vecdot score, then by row, the order in which entries were written. It is the same in any batch.
+        `left_out` (Q,) names a row that a query must not find, -1 for none.
 
         Raises:
             QueryError: `top_k` is not 1 to MAX_TOP_K, or the queries are not such vectors.
         """
         self.check_top_k(top_k)
         self.check_queries(queries)
-        return rank(np.ascontiguousarray(queries), self.blocks, top_k=min(top_k, len(self)))
+        return rank(np.ascontiguousarray(queries), self.blocks, top_k=min(top_k, len(self)), left_out=left_out)
 
-    def search_entry(self, name: str, *, top_k: int) -> list[Hit]:
-        """The `top_k` entries most like one that the gallery holds, itself left out.
+    def search_entry(self, name: str, *, top_k: int) -> Ranking:
+        """The ranking (1, k) of the entries most like one that the gallery holds, itself left out.
 
         Raises:
             EntryNotFoundError: no entry of that id.
             QueryError: `top_k` is not 1 to MAX_TOP_K.
         """
-        row = self.row_of.get(name)
-        if row is None:
+        row = self.row(name)
+        return self.search(self.vector(row)[np.newaxis], top_k=top_k, left_out=np.array([row]))
+
+    def row(self, name: str) -> int:
+        """The row of an entry.
+
+        Raises:
+            EntryNotFoundError: no entry of that id.
+        """
+        if name not in self.row_of:
             raise EntryNotFoundError(f"the gallery has no entry {name!r}")
-        self.check_top_k(top_k)
-        ranking = rank(self.vector(row)[None], self.blocks, top_k=min(top_k + 1, len(self)))
-        kept = ranking.rows[0] != row
-        return self.hits(Ranking(ranking.scores[:, kept][:, :top_k], ranking.rows[:, kept][:, :top_k]))[0]
+        return self.row_of[name]
 
     @staticmethod
     def check_top_k(top_k: int) -> None:
@@ -87,10 +93,10 @@ class Snapshot:
         if not (np.abs(norms - 1) <= UNIT_TOLERANCE).all():
             raise QueryError(f"a query must be of unit length (L2-normalise it), got {norms.tolist()[:3]}")
 
-    def vector(self, row: int) -> Embeddings:
+    def vector(self, row: int) -> Embedding:
         """The embedding (dim,) of a live row."""
         block = next(block for block in self.blocks if block.rows[-1] >= row)
-        vector: Embeddings = block.vectors[np.searchsorted(block.rows, row)]
+        vector: Embedding = block.vectors[np.searchsorted(block.rows, row)]
         return vector
 
     def hits(self, ranking: Ranking) -> list[list[Hit]]:

@@ -7,24 +7,24 @@ when it returns (WAL with synchronous=FULL).
 """
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reidserve.embed import Embeddings
-from reidserve.errors import GalleryError, GalleryLockedError
+from reidserve.datasets import path_to_text
+from reidserve.embed import UNIT_TOLERANCE, Embedding, Embeddings
+from reidserve.errors import EntryError, GalleryError
 from reidserve.index.entry import Entry
 
 DATABASE = "gallery.db"
-LOCK = "writer.lock"
+DATABASE_FILES = (DATABASE, *(f"{DATABASE}-{part}" for part in ("wal", "shm", "journal")))
 APPLICATION_ID = 0x52654944  # "ReID"
 FORMAT = 1
 
@@ -47,9 +47,9 @@ CREATE INDEX entry_content ON entry (content_sha256);
 CREATE TABLE vector (row INTEGER PRIMARY KEY REFERENCES entry, blob BLOB NOT NULL, crc32 INTEGER NOT NULL) STRICT;
 CREATE TABLE deleted (row INTEGER PRIMARY KEY, generation INTEGER NOT NULL) STRICT;
 CREATE INDEX deleted_generation ON deleted (generation);
-INSERT INTO meta VALUES ('identity', :identity), ('engine', :engine), ('dim', :dim), ('generation', 0);
-COMMIT;
 """
+
+_ORIGIN = "INSERT INTO meta VALUES ('identity', :identity), ('engine', :engine), ('dim', :dim), ('generation', 0)"
 
 _COLUMNS = "id, pid, camid, timestamp, source"
 
@@ -69,22 +69,22 @@ class Origin:
     dim: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Record:
     """One entry to be written.
 
     Attributes:
         entry: what it is.
         content_sha256: of the encoded image it was embedded from.
-        vector: float32 (dim,), of unit length.
+        vector: what it embeds to.
     """
 
     entry: Entry
     content_sha256: bytes
-    vector: Embeddings
+    vector: Embedding
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Changes:
     """What happened between two generations.
 
@@ -106,6 +106,8 @@ class Changes:
 class Store:
     """One connection to a gallery's database; calls come from one thread at a time.
 
+    Any call raises GalleryError where SQLite fails.
+
     Attributes:
         folder: the gallery's folder.
         origin: what its embeddings were computed by.
@@ -114,9 +116,12 @@ class Store:
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         self.folder = folder
         self._connection = connection
-        meta = dict(connection.execute("SELECT key, value FROM meta"))
-        self.origin = Origin(meta["identity"], meta["engine"], meta["dim"])
-        self._version_seen: int | None = None
+        with self._reported():
+            meta = dict(connection.execute("SELECT key, value FROM meta"))
+        try:
+            self.origin = Origin(meta["identity"], meta["engine"], meta["dim"])
+        except KeyError as error:
+            raise GalleryError(f"{path_to_text(folder)} is damaged: it does not say its {error}") from error
 
     def close(self) -> None:
         """Close the connection; the database is whole at any moment, closed or not."""
@@ -124,7 +129,8 @@ class Store:
 
     def note(self, key: str) -> str | None:
         """What was last noted under a key, None if nothing."""
-        found = self._connection.execute("SELECT value FROM meta WHERE key = ?", (f"note:{key}",)).fetchone()
+        with self._reported():
+            found = self._connection.execute("SELECT value FROM meta WHERE key = ?", (f"note:{key}",)).fetchone()
         return None if found is None else str(found[0])
 
     def write_note(self, key: str, text: str) -> None:
@@ -136,8 +142,11 @@ class Store:
         """Write records by entry id, and delete entries, in one transaction; returns the new generation.
 
         Raises:
+            EntryError: a vector is not of unit length and the gallery's dimensions; nothing of the call was written.
             GalleryError: SQLite could not write; nothing of the call was.
         """
+        for record in records:
+            self._check(record)
         with self._transaction():
             (generation,) = self._connection.execute(
                 "UPDATE meta SET value = value + 1 WHERE key = 'generation' RETURNING value"
@@ -147,6 +156,17 @@ class Store:
             for record in records:
                 self._insert(record, generation)
         return int(generation)
+
+    def _check(self, record: Record) -> None:
+        vector = record.vector
+        if vector.shape != (self.origin.dim,):
+            raise EntryError(
+                f"entry {record.entry.id!r}: expected a vector of {self.origin.dim} dimensions, got {vector.shape}"
+            )
+        length = float(np.sqrt(np.vecdot(vector, vector)))
+        # Written so that NaN fails.
+        if not abs(length - 1) <= UNIT_TOLERANCE:
+            raise EntryError(f"entry {record.entry.id!r}: expected a vector of unit length, got {length:g}")
 
     def _delete(self, name: str, generation: int) -> None:
         gone = self._connection.execute("DELETE FROM entry WHERE id = ? RETURNING row", (name,)).fetchone()
@@ -158,41 +178,36 @@ class Store:
         entry = record.entry
         row = self._connection.execute(
             f"INSERT INTO entry ({_COLUMNS}, content_sha256, generation) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                entry.id,
-                entry.pid,
-                entry.camid,
-                entry.timestamp,
-                entry.source,
-                record.content_sha256,
-                generation,
-            ),
+            (entry.id, entry.pid, entry.camid, entry.timestamp, entry.source, record.content_sha256, generation),
         ).lastrowid
         blob = record.vector.astype("<f4").tobytes()
         self._connection.execute("INSERT INTO vector VALUES (?, ?, ?)", (row, blob, zlib.crc32(blob)))
 
     def contents(self) -> dict[str, tuple[Entry, bytes]]:
         """Every entry by its id, with its content_sha256."""
-        rows = self._connection.execute(f"SELECT {_COLUMNS}, content_sha256 FROM entry")
+        with self._reported():
+            rows = self._connection.execute(f"SELECT {_COLUMNS}, content_sha256 FROM entry").fetchall()
         return {name: (Entry(name, *fields), content) for name, *fields, content in rows}
 
-    def find_vector(self, content_sha256: bytes) -> Embeddings | None:
-        """The embedding (dim,) of any entry with that content, None if there is none."""
-        found = self._connection.execute(
-            "SELECT id, blob, crc32 FROM entry JOIN vector USING (row) WHERE content_sha256 = ? LIMIT 1",
-            (content_sha256,),
-        ).fetchone()
+    def find_vector(self, content_sha256: bytes) -> Embedding | None:
+        """The embedding of any entry with that content, None if there is none."""
+        with self._reported():
+            found = self._connection.execute(
+                "SELECT id, blob, crc32 FROM entry JOIN vector USING (row) WHERE content_sha256 = ? LIMIT 1",
+                (content_sha256,),
+            ).fetchone()
         return None if found is None else self._vector(*found)
 
     def ids(self) -> set[str]:
         """The ids of all entries."""
-        return {name for (name,) in self._connection.execute("SELECT id FROM entry")}
+        with self._reported():
+            return {name for (name,) in self._connection.execute("SELECT id FROM entry")}
 
-    def changed(self) -> bool:
-        """Whether another connection has written since this was last asked (True the first time)."""
-        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-        before, self._version_seen = self._version_seen, version
-        return bool(before != version)
+    def version(self) -> int:
+        """A number that changes when another connection has written."""
+        with self._reported():
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        return int(version)
 
     def changes(self, *, since: int) -> Changes:
         """What happened after a generation, read in one transaction.
@@ -215,18 +230,21 @@ class Store:
                 entries.append(Entry(*fields))
                 vectors[place] = self._vector(fields[0], blob, crc32)
             if len(entries) != count:
-                raise GalleryError(f"{self.folder} is damaged: {count - len(entries)} entries have no vector")
+                missing = count - len(entries)
+                raise GalleryError(f"{path_to_text(self.folder)} is damaged: {missing} entries have no vector")
             deleted = self._connection.execute("SELECT row FROM deleted WHERE generation > ?", (since,)).fetchall()
         return Changes(generation, rows, entries, vectors, np.array(deleted, np.int64).reshape(-1))
 
-    def _vector(self, name: str, blob: bytes, crc32: int) -> Embeddings:
+    def _vector(self, name: str, blob: bytes, crc32: int) -> Embedding:
         if len(blob) != 4 * self.origin.dim or zlib.crc32(blob) != crc32:
-            raise GalleryError(f"{self.folder} is damaged: the vector of entry {name!r} fails its checksum")
-        return cast(Embeddings, np.frombuffer(blob, "<f4"))
+            raise GalleryError(
+                f"{path_to_text(self.folder)} is damaged: the vector of entry {name!r} fails its checksum"
+            )
+        return cast(Embedding, np.frombuffer(blob, "<f4"))
 
     @contextlib.contextmanager
     def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-        try:
+        with self._reported():
             self._connection.execute(begin)
             try:
                 yield
@@ -235,8 +253,15 @@ class Store:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
-            raise GalleryError(f"{self.folder / DATABASE}: {error}; what was committed before is safe") from error
+            raise GalleryError(
+                f"{path_to_text(self.folder / DATABASE)}: {error}; what was committed before is safe"
+            ) from error
 
 
 def open_store(folder: Path, *, write: bool = False) -> Store:
@@ -247,20 +272,24 @@ def open_store(folder: Path, *, write: bool = False) -> Store:
     """
     path = folder / DATABASE
     if not path.is_file():
-        raise GalleryError(f"no gallery at {folder}: expected {path}; make one with reid-index build")
+        raise GalleryError(
+            f"no gallery at {path_to_text(folder)}: expected {path_to_text(path)}; make one with reid-index build"
+        )
     try:
-        connection = _connect(path, "rw" if write else "ro")
-        with contextlib.ExitStack() as closing:
-            closing.callback(connection.close)
+        with contextlib.ExitStack() as on_failure:
+            connection = _connect(path, "rw" if write else "ro")
+            on_failure.callback(connection.close)
             _check_format(folder, connection)
+            if write:
+                _make_durable(connection)
             store = Store(folder, connection)
-            closing.pop_all()
+            on_failure.pop_all()
             return store
-    except (sqlite3.Error, KeyError) as error:
+    except sqlite3.Error as error:
         advice = (
             "" if os.access(folder, os.W_OK) else " (its folder is read-only, and SQLite's write-ahead log lives there)"
         )
-        raise GalleryError(f"{path} does not open: {error}{advice}") from error
+        raise GalleryError(f"{path_to_text(path)} does not open: {error}{advice}") from error
 
 
 def create_store(folder: Path, origin: Origin) -> Store:
@@ -271,84 +300,54 @@ def create_store(folder: Path, origin: Origin) -> Store:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        connection = _connect(folder / DATABASE, "rwc")
-        with contextlib.closing(connection):
-            # SQLite cannot bind parameters in a script.
-            script = _SCHEMA
-            for name, value in (
-                ("identity", origin.identity),
-                ("engine", origin.engine),
-                ("dim", origin.dim),
-            ):
-                (literal,) = connection.execute("SELECT quote(?)", (value,)).fetchone()
-                script = script.replace(f":{name}", literal)
-            connection.executescript(script)
+        with contextlib.closing(_connect(folder / DATABASE, "rwc")) as connection:
+            connection.execute("PRAGMA page_size = 16384")
+            _make_durable(connection)
+            connection.executescript(_SCHEMA)
+            connection.execute(_ORIGIN, asdict(origin))
+            connection.execute("COMMIT")
     except (sqlite3.Error, OSError) as error:
-        raise GalleryError(f"no gallery can be made at {folder}: {error}") from error
+        raise GalleryError(f"no gallery can be made at {path_to_text(folder)}: {error}") from error
     return open_store(folder, write=True)
 
 
 def holds_gallery(folder: Path) -> bool:
-    """Whether a folder holds a gallery, or the empty beginning of one that was cut off does not count.
+    """Whether a folder holds a gallery; the empty beginning of one, cut off while it was made, is none.
 
     Raises:
-        GalleryError: a gallery.db that is something else.
+        GalleryError: its gallery.db is something else.
     """
     path = folder / DATABASE
     if not path.is_file():
         return False
     try:
-        with contextlib.closing(_connect(path, "rw")) as connection:
+        with contextlib.closing(_connect(path, "ro")) as connection:
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             return bool(tables)
     except sqlite3.Error as error:
-        raise GalleryError(f"{path} is no gallery: {error}") from error
+        raise GalleryError(f"{path_to_text(path)} is no gallery: {error}") from error
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(
+    return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
     )
-    try:
-        if mode == "rwc":
-            connection.execute("PRAGMA page_size = 16384")
-        if mode != "ro":
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+
+
+def _make_durable(connection: sqlite3.Connection) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise sqlite3.OperationalError(f"a write-ahead log was asked for, SQLite gave {mode!r}: is the disk local?")
+    connection.execute("PRAGMA synchronous = FULL")
 
 
 def _check_format(folder: Path, connection: sqlite3.Connection) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    name = path_to_text(folder)
     if application != APPLICATION_ID:
-        raise GalleryError(f"{folder / DATABASE} is a database, but no gallery (application_id {application:#x})")
+        raise GalleryError(f"{name}/{DATABASE} is a database, but no gallery (application_id {application:#x})")
     if version > FORMAT:
         raise GalleryError(
-            f"{folder} has format {version}, this reidserve reads up to {FORMAT}: install a newer reidserve"
+            f"{name} has format {version}, this reidserve reads up to {FORMAT}: install a newer reidserve"
         )
-
-
-@contextlib.contextmanager
-def writer_lock(folder: Path) -> Iterator[None]:
-    """Be the only writer of a gallery for as long as the block runs; a killed process gives the lock up.
-
-    Raises:
-        GalleryLockedError: another process holds it; the message names it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise GalleryLockedError(
-                f"{folder} is being written to by {file.read().strip() or 'another process'}"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()}\n")
-        file.flush()
-        yield

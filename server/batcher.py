@@ -54,6 +54,8 @@ class Batcher(Generic[_Item, _Answer]):
             results: Sequence[_Answer | Exception]
             try:
                 results = await loop.run_in_executor(self._thread, self._compute, items)
+                if len(results) != len(items):
+                    raise RuntimeError(f"{len(items)} items got {len(results)} answers")
             except Exception as error:  # noqa: BLE001  # nobody's fault: all are told, and the worker lives on
                 results = [error] * len(batch)
             for (_, answer), result in zip(batch, results, strict=True):

@@ -11,10 +11,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from reidserve.embed import Embedder, Embeddings, Image
+from reidserve.embed import Embedder, Embedding, Image
 from reidserve.errors import GalleryNotFoundError, OverloadedError
 from reidserve.index import Gallery, Hit, Snapshot
 from reidserve.server.batcher import Batcher
+from reidserve.server.ranker import Query, rank_together
 
 MAX_IN_FLIGHT = 256
 MAX_RANKED_TOGETHER = 32
@@ -61,27 +62,6 @@ class Answer:
     stages: Stages
 
 
-@dataclass(frozen=True, slots=True)
-class _Query:
-    """A checked query on its way to the ranker."""
-
-    snapshot: Snapshot
-    embedding: Embeddings
-    top_k: int
-
-
-def _rank_together(queries: Sequence[_Query]) -> list[list[Hit]]:
-    """The hits of each query; those of one snapshot share one pass over it, and no ranking depends on its company."""
-    answers: dict[int, list[Hit]] = {}
-    for snapshot in {id(query.snapshot): query.snapshot for query in queries}.values():
-        places = [place for place, query in enumerate(queries) if query.snapshot is snapshot]
-        embeddings = np.stack([queries[place].embedding for place in places])
-        most = max(queries[place].top_k for place in places)
-        ranked = snapshot.hits(snapshot.search(embeddings, top_k=most))
-        answers |= {place: hits[: queries[place].top_k] for place, hits in zip(places, ranked, strict=True)}
-    return [answers[place] for place in range(len(queries))]
-
-
 class Pipeline:
     """One model and the galleries of its identity, answering queries; at most MAX_IN_FLIGHT at a time.
 
@@ -93,10 +73,10 @@ class Pipeline:
     def __init__(self, embedder: Embedder, galleries: Mapping[str, Gallery]) -> None:
         self.embedder = embedder
         self.galleries = galleries
-        self._engine: Batcher[Image, Embeddings] = Batcher(
+        self._engine: Batcher[Image, Embedding] = Batcher(
             lambda images: embedder.embed_each(np.stack(images)), most=embedder.max_batch, name="engine"
         )
-        self._ranker: Batcher[_Query, list[Hit]] = Batcher(_rank_together, most=MAX_RANKED_TOGETHER, name="ranker")
+        self._ranker: Batcher[Query, list[Hit]] = Batcher(rank_together, most=MAX_RANKED_TOGETHER, name="ranker")
         self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="query")
         self._in_flight = 0
 
@@ -108,24 +88,24 @@ class Pipeline:
             QueryError: `top_k` or the gallery's name is wrong.
             OverloadedError: too many queries are under way.
         """
-        snapshot, stages = self._snapshot(gallery), Stages()
+        stages, snapshot = Stages(), self._snapshot(gallery)
+        snapshot.check_top_k(top_k)
         with self._admitted():
-            snapshot.check_top_k(top_k)
             embedding = await self._embed(data, stages)
-            return await self._rank(_Query(snapshot, embedding, top_k), stages)
+            return await self._rank(Query(snapshot, embedding, top_k), stages)
 
-    async def search_embedding(self, embedding: Embeddings, *, gallery: str, top_k: int) -> Answer:
+    async def search_embedding(self, embedding: Embedding, *, gallery: str, top_k: int) -> Answer:
         """Rank a gallery against an embedding (dim,).
 
         Raises:
             QueryError: it is no unit vector of the gallery's dimensions, or `top_k` or the name is wrong.
             OverloadedError: too many queries are under way.
         """
-        snapshot, stages = self._snapshot(gallery), Stages()
+        stages, snapshot = Stages(), self._snapshot(gallery)
+        snapshot.check_top_k(top_k)
+        snapshot.check_queries(embedding[np.newaxis])
         with self._admitted():
-            snapshot.check_top_k(top_k)
-            snapshot.check_queries(embedding[np.newaxis])
-            return await self._rank(_Query(snapshot, embedding, top_k), stages)
+            return await self._rank(Query(snapshot, embedding, top_k), stages)
 
     async def search_entry(self, entry_id: str, *, gallery: str, top_k: int) -> Answer:
         """Rank a gallery against one of its entries, itself left out.
@@ -135,12 +115,13 @@ class Pipeline:
             QueryError: `top_k` or the gallery's name is wrong.
             OverloadedError: too many queries are under way.
         """
-        snapshot, stages = self._snapshot(gallery), Stages()
-        with self._admitted(), stages.measure("search"):
-            hits = await self._run(lambda: snapshot.search_entry(entry_id, top_k=top_k))
-        return Answer(hits, snapshot.generation, stages)
+        stages, snapshot = Stages(), self._snapshot(gallery)
+        snapshot.check_top_k(top_k)
+        row = snapshot.row(entry_id)
+        with self._admitted():
+            return await self._rank(Query(snapshot, snapshot.vector(row), top_k, left_out=row), stages)
 
-    async def embed(self, data: bytes) -> tuple[Embeddings, Stages]:
+    async def embed(self, data: bytes) -> tuple[Embedding, Stages]:
         """The embedding (dim,) of an encoded image.
 
         Raises:
@@ -152,9 +133,17 @@ class Pipeline:
             return await self._embed(data, stages), stages
 
     async def refresh(self) -> None:
-        """Let every gallery catch up with what other processes have written."""
-        for gallery in self.galleries.values():
-            await self._run(gallery.refresh)
+        """Let every gallery catch up with what other processes have written.
+
+        Raises:
+            GalleryError: a gallery is damaged; its last good state goes on being served, and the others are fresh.
+        """
+        results = await asyncio.gather(
+            *(self._run(gallery.refresh) for gallery in self.galleries.values()), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     async def close(self) -> None:
         """Stop the threads and close the galleries; nobody may be waiting any more."""
@@ -164,13 +153,13 @@ class Pipeline:
         for gallery in self.galleries.values():
             gallery.close()
 
-    async def _embed(self, data: bytes, stages: Stages) -> Embeddings:
+    async def _embed(self, data: bytes, stages: Stages) -> Embedding:
         with stages.measure("decode"):
             image = await self._run(lambda: self.embedder.prepare(data))
         with stages.measure("embed"):
             return await self._engine.submit(image)
 
-    async def _rank(self, query: "_Query", stages: Stages) -> Answer:
+    async def _rank(self, query: Query, stages: Stages) -> Answer:
         with stages.measure("search"):
             hits = await self._ranker.submit(query)
         return Answer(hits, query.snapshot.generation, stages)

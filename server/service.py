@@ -99,9 +99,8 @@ class SearchService:
             try:
                 reply = await method(request_type.FromString(raw))
                 return reply.SerializeToString()
-            except Exception as error:  # the table decides what leaves
+            except Exception as error:  # noqa: BLE001  # the table decides what leaves
                 await abort(context, error)
-                raise
             finally:
                 self._under_way -= 1
                 if not self._under_way:

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from reidserve.embed import Device, Embedder, open_embedder
 from reidserve.embed.images import MAX_BYTES
-from reidserve.errors import GalleryError, ReidError, ServerError
+from reidserve.errors import GalleryError, ServerError
 from reidserve.index import Gallery, open_gallery
 from reidserve.server.pipeline import Pipeline
 from reidserve.server.service import SERVICE, SearchService
@@ -82,6 +82,8 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         embedder, galleries = await loading
+        if stop.is_set():
+            return
         pipeline = Pipeline(embedder, galleries)
         refreshing = asyncio.create_task(_keep_fresh(pipeline))
         service.pipeline = pipeline
@@ -135,9 +137,13 @@ def _load(settings: Settings) -> tuple[Embedder, dict[str, Gallery]]:
 
 
 async def _keep_fresh(pipeline: Pipeline) -> None:
+    told = ""
     while True:
         await asyncio.sleep(_REFRESH_SECONDS)
         try:
             await pipeline.refresh()
-        except ReidError:
-            _logger.exception("a gallery cannot be refreshed; its last state goes on being served")
+            told = ""
+        except Exception as error:  # noqa: BLE001  # whatever it is, serving goes on
+            if str(error) != told:
+                _logger.error("a gallery cannot be refreshed, its last state goes on being served: %s", error)
+            told = str(error)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import NoReturn
 
 import grpc
 from google.protobuf import any_pb2
@@ -19,6 +20,7 @@ from reidserve.errors import (
 )
 
 DOMAIN = "reidserve"
+LONGEST_MESSAGE = 500
 DETAILS_KEY = "grpc-status-details-bin"
 
 # The first class that fits decides; what fits none is our fault.
@@ -47,11 +49,14 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
     return code, "INTERNAL", "internal error; the server's log says more"
 
 
-async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Exception) -> None:
+async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Exception) -> NoReturn:
     """End a call with the status of an error, its reason in a google.rpc.ErrorInfo."""
     code, reason, message = status_of(error)
+    # It travels twice in the trailers, which hold 8 KiB.
+    message = message[:LONGEST_MESSAGE]
     info = any_pb2.Any()
     info.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
     number, _ = code.value
     status = status_pb2.Status(code=number, message=message, details=[info])
     await context.abort(code, message, ((DETAILS_KEY, status.SerializeToString()),))
+    raise AssertionError("abort returned")

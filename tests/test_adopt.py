@@ -72,7 +72,6 @@ def declare(model: onnx.ModelProto, *shape: int | str, kind: int = TensorProto.F
 def test_an_adopted_model_is_an_artifact_that_says_what_it_is(small: Path, out: Path):
     made = adopt(small, out, FEEDING)
     contract = read_artifact(out).contract
-    assert made.folder == out
     assert made.contract == contract
     assert made.difference < 1e-6
     assert (contract.height, contract.width, contract.resize, contract.dim) == (HEIGHT, WIDTH, "bilinear", DIM)
@@ -374,7 +373,15 @@ def test_an_empty_folder_and_missing_parents_are_accepted(small: Path, out: Path
     out.mkdir()
     deep = out.parent / "a" / "b" / "model"
     for path in (out, deep):
-        assert read_artifact(adopt(small, path, FEEDING).folder).contract.dim == DIM
+        made = adopt(small, path, FEEDING)
+        assert read_artifact(path).contract == made.contract
+
+
+def test_a_failure_takes_the_parents_it_made_with_it(tmp_path: Path):
+    model = with_tail(node("ReduceMean", "raw", out="mean", axes=[0], keepdims=1), node("Sub", "raw", "mean"))
+    with pytest.raises(ExportError, match="depends on its batch"):
+        adopt(save_onnx(model, tmp_path / "mixing.onnx"), tmp_path / "a" / "b" / "model", FEEDING)
+    assert [path.name for path in tmp_path.iterdir()] == ["mixing.onnx"]
 
 
 @pytest.mark.parametrize("fault", ["text", "batch", "chance"])

@@ -15,7 +15,8 @@ from reidserve.datasets import Crop, read_crops
 from reidserve.embed import Embedder
 from reidserve.errors import DatasetError, GalleryError, GalleryLockedError, GalleryModelError, OutputExistsError
 from reidserve.index import build_gallery, read_snapshot
-from reidserve.index.store import open_store, writer_lock
+from reidserve.index.lock import writer_lock
+from reidserve.index.store import open_store
 from tests.conftest import BIN, draw_crop, run_command, write_crops
 
 
@@ -109,6 +110,28 @@ def test_force_brings_a_gallery_up_to_date_and_embeds_nothing_twice(
     report = build(crops, out, embedder, force=True)
     assert (report.embedded, report.kept) == (0, 13)
     assert read_snapshot(out).generation == generation
+
+
+def test_images_that_trade_places_keep_nothing_of_the_old(crops: Path, out: Path, embedder: Embedder, monkeypatch):
+    build(crops, out, embedder)
+    names = sorted(path.name for path in crops.iterdir())
+    first, last = (crops / names[0]).read_bytes(), (crops / names[-1]).read_bytes()
+    (crops / names[0]).write_bytes(last)
+    (crops / names[-1]).write_bytes(first)
+    # In groups of two the only entry with the first content is rewritten before the last one asks for it.
+    monkeypatch.setattr("reidserve.index.build.COMMIT_ROWS", 2)
+    report = build(crops, out, embedder, force=True)
+    assert (report.failures, report.reused, report.embedded) == ([], 1, 1)
+    assert contents(out)[names[0]] == embedder.embed_encoded([last])[0].tolist()
+    assert contents(out)[names[-1]] == embedder.embed_encoded([first])[0].tolist()
+
+
+def test_a_folder_of_somebody_elses_is_refused_and_kept(crops: Path, out: Path, embedder: Embedder):
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    with pytest.raises(OutputExistsError, match="is no gallery"):
+        build(crops, out, embedder, force=True)
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
 def test_an_entry_whose_image_became_unreadable_is_kept(crops: Path, out: Path, embedder: Embedder):

@@ -32,7 +32,7 @@ def batch() -> np.ndarray:
 
 @pytest.fixture
 def failing(model: Path) -> Embedder:
-    return Embedder(read_artifact(model).contract, NanForBlack(OnnxSession(model / MODEL_FILE)))
+    return Embedder(read_artifact(model).contract, NanForBlack(OnnxSession((model / MODEL_FILE).read_bytes())))
 
 
 def test_an_image_embeds_to_the_same_bits_alone_and_in_any_batch(embedder: Embedder, batch):
@@ -95,7 +95,7 @@ def test_a_model_that_breaks_its_promise_of_dimensions_is_caught(model: Path, ba
     facts = {name: getattr(contract, name) for name in contract.__struct_fields__}
     wrong = Contract(**(facts | {"dim": DIM + 1}))
     with pytest.raises(EmbeddingError, match="promises 25 dimensions"):
-        Embedder(wrong, OnnxSession(model / MODEL_FILE)).embed(batch)
+        Embedder(wrong, OnnxSession((model / MODEL_FILE).read_bytes())).embed(batch)
 
 
 def test_a_device_that_is_not_there_is_refused_and_never_replaced(model: Path):

@@ -7,10 +7,10 @@ import pytest
 from reidserve.datasets import Crop
 from reidserve.datasets.folders import (
     compile_pattern,
+    count_matching,
     crops_by_folder,
     crops_by_pattern,
     find_images,
-    matching,
     unlabelled_crops,
 )
 from reidserve.errors import DatasetError
@@ -148,4 +148,4 @@ def test_unlabelled_crops_know_only_their_path(tmp_path: Path):
 
 
 def test_matching_counts_file_names_and_not_their_folders():
-    assert matching([Path("7/a.jpg"), Path("b/7.jpg"), Path(os.fsdecode(b"\xff7"))], r"\d") == 2
+    assert count_matching([Path("7/a.jpg"), Path("b/7.jpg"), Path(os.fsdecode(b"\xff7"))], r"\d") == 2

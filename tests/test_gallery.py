@@ -33,6 +33,10 @@ def names(hits):
     return [hit.entry.id for hit in hits]
 
 
+def like_entry(snapshot, name, top_k):
+    return snapshot.hits(snapshot.search_entry(name, top_k=top_k))[0]
+
+
 def test_an_entrys_own_embedding_finds_it_first(gallery: Gallery):
     for number in range(10):
         (hits,) = gallery.snapshot.hits(gallery.snapshot.search(record("", number).vector[None], top_k=3))
@@ -45,22 +49,22 @@ def test_an_entry_is_left_out_of_its_own_hits_and_nothing_else_is(gallery: Galle
     snapshot = gallery.snapshot
     (everything,) = snapshot.hits(snapshot.search(record("", 4).vector[None], top_k=10))
     others = [(hit.entry, hit.score) for hit in everything if hit.entry.id != "e4"]
-    hits = snapshot.search_entry("e4", top_k=10)
+    hits = like_entry(snapshot, "e4", 10)
     assert [(hit.entry, hit.score) for hit in hits] == others
     assert [hit.rank for hit in hits] == list(range(1, 10))
-    assert names(snapshot.search_entry("e4", top_k=2)) == names(hits)[:2]
+    assert names(like_entry(snapshot, "e4", 2)) == names(hits)[:2]
 
 
 def test_a_twin_of_an_entry_is_not_left_out_with_it(store, gallery: Gallery):
     store.write([record("twin", 4)])
     gallery.refresh()
-    assert names(gallery.snapshot.search_entry("e4", top_k=1)) == ["twin"]
-    assert names(gallery.snapshot.search_entry("twin", top_k=1)) == ["e4"]
+    assert names(like_entry(gallery.snapshot, "e4", 1)) == ["twin"]
+    assert names(like_entry(gallery.snapshot, "twin", 1)) == ["e4"]
 
 
 def test_an_entry_that_is_not_there_is_named(gallery: Gallery):
     with pytest.raises(EntryNotFoundError, match="the gallery has no entry 'nobody'"):
-        gallery.snapshot.search_entry("nobody", top_k=1)
+        like_entry(gallery.snapshot, "nobody", 1)
 
 
 @pytest.mark.parametrize("top_k", [0, -1, MAX_TOP_K + 1, 10**9])
@@ -68,7 +72,7 @@ def test_top_k_has_limits(gallery: Gallery, top_k):
     with pytest.raises(QueryError, match=f"top_k must be 1 to 10,000, got {top_k}"):
         gallery.snapshot.search(record("", 0).vector[None], top_k=top_k)
     with pytest.raises(QueryError, match=f"got {top_k}"):
-        gallery.snapshot.search_entry("e0", top_k=top_k)
+        like_entry(gallery.snapshot, "e0", top_k)
 
 
 def test_more_hits_than_entries_are_all_entries(gallery: Gallery):
@@ -142,6 +146,23 @@ def test_damage_that_comes_later_leaves_the_last_good_state_in_service(store, ga
     assert gallery.snapshot is before
 
 
+def test_what_could_not_be_read_is_read_again(store, gallery: Gallery):
+    store.write([record("bad", 50)])
+    (crc32,) = damage(store, "SELECT crc32 FROM vector WHERE row = 11")
+    damage(store, "UPDATE vector SET crc32 = 1 WHERE row = 11")
+    with pytest.raises(GalleryError):
+        gallery.refresh()
+    damage(store, f"UPDATE vector SET crc32 = {crc32} WHERE row = 11")
+    assert gallery.refresh()
+    assert "bad" in gallery.snapshot.row_of
+
+
+def test_a_gallery_whose_entries_are_all_gone_has_no_hits(store, gallery: Gallery):
+    store.write([], delete=[f"e{number}" for number in range(10)])
+    gallery.refresh()
+    assert gallery.snapshot.hits(gallery.snapshot.search(record("", 0).vector[None], top_k=5)) == [[]]
+
+
 class GalleryAgainstDict(RuleBasedStateMachine):
     """Any sequence of writes, deletes, refreshes and reopenings leaves what a dict would hold."""
 
@@ -183,9 +204,10 @@ class GalleryAgainstDict(RuleBasedStateMachine):
         assert set(snapshot.row_of) == set(self.model)
         for name, content in self.model.items():
             np.testing.assert_array_equal(snapshot.vector(snapshot.row_of[name]), record("", content).vector)
-        if self.model:
-            found = snapshot.search(record("", 0).vector[None], top_k=20).rows[0]
-            assert {snapshot.entries[row].id for row in found.tolist()} == set(self.model)
+        for top_k in (3, 20):
+            (hits,) = snapshot.hits(snapshot.search(record("", 0).vector[None], top_k=top_k))
+            assert len(hits) == min(top_k, len(self.model))
+            assert set(names(hits)) <= set(self.model)
 
     def teardown(self) -> None:
         if hasattr(self, "gallery"):

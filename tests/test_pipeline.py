@@ -10,7 +10,8 @@ from reidserve.embed.onnx_session import OnnxSession
 from reidserve.errors import GalleryNotFoundError, OverloadedError, QueryError
 from reidserve.index import Origin, open_gallery, read_snapshot
 from reidserve.index.store import create_store
-from reidserve.server.pipeline import MAX_IN_FLIGHT, Pipeline, _Query, _rank_together
+from reidserve.server.pipeline import MAX_IN_FLIGHT, Pipeline
+from reidserve.server.ranker import Query, rank_together
 from tests.conftest import unit_rows
 from tests.test_batcher import Gate
 from tests.test_store import record
@@ -18,7 +19,7 @@ from tests.test_store import record
 
 @pytest.fixture
 def gate(model: Path) -> Gate:
-    return Gate(OnnxSession(model / MODEL_FILE))
+    return Gate(OnnxSession((model / MODEL_FILE).read_bytes()))
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ def test_queries_ranked_together_get_what_each_gets_alone(gallery: Path, tmp_pat
     )
     snapshots = [read_snapshot(gallery), read_snapshot(other.folder)]
     embeddings = unit_rows(np.random.default_rng(2), 20, 24)
-    queries = [_Query(snapshots[place % 2], row, 1 + place * 3) for place, row in enumerate(embeddings)]
-    for query, hits in zip(queries, _rank_together(queries), strict=True):
+    queries = [Query(snapshots[place % 2], row, 1 + place // 4 * 9) for place, row in enumerate(embeddings)]
+    for query, hits in zip(queries, rank_together(queries), strict=True):
         (alone,) = query.snapshot.hits(query.snapshot.search(query.embedding[np.newaxis], top_k=query.top_k))
         assert hits == alone
         assert len(hits) == min(query.top_k, len(query.snapshot))
@@ -79,6 +80,7 @@ async def test_a_caller_that_gives_up_frees_its_place(pipeline, gate, crops: Pat
     data = sorted(crops.iterdir())[0].read_bytes()
     asking = asyncio.create_task(pipeline.search_image(data, gallery="", top_k=3))
     await asyncio.sleep(0.1)
+    assert pipeline._in_flight == 1
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking

@@ -9,7 +9,8 @@ import pytest
 
 from reidserve.errors import EntryError, GalleryError, GalleryLockedError
 from reidserve.index.entry import MAX_TEXT, Entry
-from reidserve.index.store import DATABASE, Origin, Record, Store, create_store, holds_gallery, open_store, writer_lock
+from reidserve.index.lock import writer_lock
+from reidserve.index.store import DATABASE, Origin, Record, Store, create_store, holds_gallery, open_store
 from tests.conftest import unit_rows
 
 ORIGIN = Origin("f" * 64, "fp32/onnxruntime-cpu", 8)
@@ -27,10 +28,11 @@ def store(tmp_path: Path):
     opened.close()
 
 
-def damage(store: Store, statement: str) -> None:
+def damage(store: Store, statement: str):
     with sqlite3.connect(store.folder / DATABASE) as connection:
-        connection.execute(statement)
+        found = connection.execute(statement).fetchone()
     connection.close()
+    return found
 
 
 def test_what_was_written_is_read_back(store: Store):
@@ -94,10 +96,10 @@ def test_an_embedding_is_found_by_the_content_it_came_from(store: Store):
 
 def test_another_connection_sees_what_was_committed(store: Store):
     reader = open_store(store.folder)
-    assert reader.changed()
-    assert not reader.changed()
+    before = reader.version()
+    assert reader.version() == before
     store.write([record("a", 1)])
-    assert reader.changed()
+    assert reader.version() != before
     assert [entry.id for entry in reader.changes(since=0).entries] == ["a"]
     reader.close()
 
@@ -140,12 +142,44 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path):
         holds_gallery(tmp_path)
 
 
-def test_somebody_elses_database_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("write", [False, True])
+def test_somebody_elses_database_is_refused_and_left_as_it_was(tmp_path: Path, write: bool):
     with sqlite3.connect(tmp_path / DATABASE) as connection:
         connection.execute("CREATE TABLE meta (key, value)")
     connection.close()
+    before = (tmp_path / DATABASE).read_bytes()
+    assert holds_gallery(tmp_path)
     with pytest.raises(GalleryError, match="is a database, but no gallery"):
-        open_store(tmp_path)
+        open_store(tmp_path, write=write)
+    assert (tmp_path / DATABASE).read_bytes() == before
+
+
+def test_a_damaged_page_is_a_gallery_error_in_every_call(store: Store):
+    store.write([record(f"e{number}", number) for number in range(200)])
+    store.close()
+    data = bytearray((store.folder / DATABASE).read_bytes())
+    for page in range(1, len(data) // 16384):
+        data[page * 16384 : page * 16384 + 200] = b"\xff" * 200
+    (store.folder / DATABASE).write_bytes(data)
+    calls = [Store.ids, Store.contents, lambda opened: opened.changes(since=0), lambda opened: opened.note("x")]
+    for call in [*calls, lambda opened: opened.write([record("new")])]:
+        with pytest.raises(GalleryError):
+            call(open_store(store.folder, write=True))
+
+
+@pytest.mark.parametrize(
+    ("vector", "message"),
+    [
+        (np.ones(7, np.float32), r"expected a vector of 8 dimensions, got \(7,\)"),
+        (np.ones(8, np.float32), "expected a vector of unit length, got 2.82843"),
+        (np.full(8, np.nan, np.float32), "expected a vector of unit length, got nan"),
+    ],
+)
+def test_a_vector_that_no_search_could_use_is_never_acknowledged(store: Store, vector, message):
+    good = record("good", 1)
+    with pytest.raises(EntryError, match=f"entry 'bad': {message}"):
+        store.write([good, Record(Entry("bad"), good.content_sha256, vector)])
+    assert store.ids() == set()
 
 
 def test_a_newer_format_is_refused(store: Store):
@@ -163,7 +197,7 @@ def test_a_gallery_whose_making_was_cut_off_is_made_whole(tmp_path: Path):
 
 def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path):
     hold = (
-        "import sys, pathlib; from reidserve.index.store import writer_lock\n"
+        "import sys, pathlib; from reidserve.index.lock import writer_lock\n"
         "with writer_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

@@ -1,7 +1,6 @@
 """Adopting: anyone's ONNX, read strictly, becomes an artifact of the contract."""
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,31 +8,14 @@ import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from reidserve.embed import Batch, Embeddings, Network, Preprocessing, ResizeFilter, Source
+from reidserve.embed import Batch, Embeddings, Network, Preprocessing, Source
 from reidserve.embed.onnx_session import OnnxSession
 from reidserve.errors import ArtifactError, ExportError
-from reidserve.export.convert.assembly import Assembled, Blueprint, assemble, check_free
+from reidserve.export.convert.assembly import Assembled, Blueprint, Feeding, assemble, check_free
 from reidserve.export.convert.wrap import every_graph, wrap
 
 OLDEST_OPSET = 11
 _PLAIN_DOMAINS = ("", "ai.onnx")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Feeding:
-    """How a foreign model wants to be fed, as only its owner knows.
-
-    Attributes:
-        height: input height, pixels.
-        width: input width, pixels.
-        resize: the Pillow filter its crops were resized with.
-        preprocessing: what its training did to pixels in 0..1.
-    """
-
-    height: int
-    width: int
-    resize: ResizeFilter
-    preprocessing: Preprocessing
 
 
 def adopt(path: Path, out: Path, feeding: Feeding, *, output: str | None = None, force: bool = False) -> Assembled:
@@ -70,14 +52,12 @@ def adopt(path: Path, out: Path, feeding: Feeding, *, output: str | None = None,
         preprocessing=feeding.preprocessing,
     )
     blueprint = Blueprint(
-        height=feeding.height,
-        width=feeding.width,
-        resize=feeding.resize,
-        preprocessing=feeding.preprocessing,
+        feeding=feeding,
+        dim=dim,
         network=Network(),
         source=Source(kind="onnx", sha256=hashlib.sha256(data).hexdigest()),
     )
-    return assemble(graph, blueprint, out, dim=dim, reference=fed_by_hand, force=force)
+    return assemble(graph, blueprint, out, reference=fed_by_hand, force=force)
 
 
 def _read(path: Path) -> tuple[bytes, onnx.ModelProto]:

@@ -1,10 +1,12 @@
 """Assembly: a graph of the contract becomes an artifact folder, proven by running what was written."""
 
 import hashlib
+import math
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from reidserve.embed import (
 )
 from reidserve.embed.artifact import CONTRACT_FILE
 from reidserve.embed.canaries import CANARIES_FILE, draw_canaries, encode_canaries
-from reidserve.embed.contract import MODEL_FILE, encode_contract
+from reidserve.embed.contract import MAX_SIDE, MODEL_FILE, encode_contract
 from reidserve.embed.onnx_session import OnnxSession
 from reidserve.errors import ArtifactError, EmbeddingError, ExportError, OutputExistsError
 
@@ -32,22 +34,46 @@ PARITY_BOUND = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Blueprint:
-    """What an artifact will promise, before there is one.
+class Feeding:
+    """How a backbone wants to be fed, as whoever trained it knows.
 
     Attributes:
         height: input height, pixels.
         width: input width, pixels.
-        resize: the Pillow filter that resizes a crop to the input size.
-        preprocessing: what the graph does inside.
-        network: what is known of the architecture.
-        source: where the weights came from.
+        resize: the Pillow filter its crops were resized with.
+        preprocessing: what its training did to pixels in 0..1.
+
+    Raises:
+        ExportError: a side, mean or standard deviation that no model can have.
     """
 
     height: int
     width: int
     resize: ResizeFilter
     preprocessing: Preprocessing
+
+    def __post_init__(self) -> None:
+        for name, side in (("height", self.height), ("width", self.width)):
+            if not 1 <= side <= MAX_SIDE:
+                raise ExportError(f"the input's {name} must be 1 to {MAX_SIDE} pixels, got {side}")
+        mean, std = self.preprocessing.mean, self.preprocessing.std
+        if not all(math.isfinite(number) for number in (*mean, *std)) or min(std) <= 0:
+            raise ExportError(f"mean and std must be finite and std above 0, got mean {mean} and std {std}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """What an artifact will promise, before there is one.
+
+    Attributes:
+        feeding: what its graph is fed, and does to it.
+        dim: dimensions of an embedding.
+        network: what is known of the architecture.
+        source: where the weights came from.
+    """
+
+    feeding: Feeding
+    dim: int
     network: Network
     source: Source
 
@@ -57,12 +83,10 @@ class Assembled:
     """An artifact that was written.
 
     Attributes:
-        folder: where it lies.
         contract: what it promises.
         difference: the largest difference in any component from the reference, over the canary crops.
     """
 
-    folder: Path
     contract: Contract
     difference: float
 
@@ -72,7 +96,6 @@ def assemble(
     blueprint: Blueprint,
     out: Path,
     *,
-    dim: int,
     reference: Callable[[Batch], Embeddings],
     force: bool = False,
 ) -> Assembled:
@@ -86,16 +109,16 @@ def assemble(
     with staged_artifact(out, force=force) as stage:
         _write(stage / MODEL_FILE, model)
         try:
-            embedder = Embedder(_contract(blueprint, dim, {MODEL_FILE: model}), OnnxSession(stage / MODEL_FILE))
-            crops = draw_canaries(height=blueprint.height, width=blueprint.width)
+            embedder = Embedder(_contract(blueprint, {MODEL_FILE: model}), OnnxSession(model))
+            crops = draw_canaries(height=blueprint.feeding.height, width=blueprint.feeding.width)
             embeddings, difference = _prove(embedder, crops, reference)
         except (ArtifactError, EmbeddingError) as error:
             raise ExportError(f"the written graph is no embedder: {error}") from error
         canaries = encode_canaries(crops, {embedder.engine: embeddings})
-        contract = _contract(blueprint, dim, {MODEL_FILE: model, CANARIES_FILE: canaries})
+        contract = _contract(blueprint, {MODEL_FILE: model, CANARIES_FILE: canaries})
         _write(stage / CANARIES_FILE, canaries)
         _write(stage / CONTRACT_FILE, encode_contract(contract))
-    return Assembled(out, contract, difference)
+    return Assembled(contract, difference)
 
 
 def _prove(
@@ -123,13 +146,14 @@ def _prove(
     return together, difference
 
 
-def _contract(blueprint: Blueprint, dim: int, files: dict[str, bytes]) -> Contract:
+def _contract(blueprint: Blueprint, files: dict[str, bytes]) -> Contract:
+    feeding = blueprint.feeding
     return Contract(
-        height=blueprint.height,
-        width=blueprint.width,
-        resize=blueprint.resize,
-        dim=dim,
-        preprocessing=blueprint.preprocessing,
+        height=feeding.height,
+        width=feeding.width,
+        resize=feeding.resize,
+        dim=blueprint.dim,
+        preprocessing=feeding.preprocessing,
         network=blueprint.network,
         source=blueprint.source,
         files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
@@ -145,16 +169,21 @@ def staged_artifact(out: Path, *, force: bool) -> Iterator[Path]:
     """
     check_free(out, force=force)
     out = out.resolve()  # a link to a model stays, what it leads to is replaced
-    stage = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
-    stage.mkdir(parents=True)
+    missing = [parent for parent in out.parents if not parent.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
+        stage.chmod(0o755)  # mkdtemp makes folders for one's own eyes only
         yield stage
         _fsync(stage)
         _take_place(stage, out)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
         raise
-    _fsync(out.absolute().parent)
+    _fsync(out.parent)
 
 
 def check_free(out: Path, *, force: bool) -> None:

@@ -251,7 +251,7 @@ class Timings(_message.Message):
 
     @_builtins.property
     def search(self) -> _duration_pb2.Duration:
-        """Ranking the gallery."""
+        """Ranking the gallery, waiting for the ranker included."""
 
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:
