@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -122,6 +124,12 @@ def test_a_query_that_cannot_be_answered_gets_a_status_with_its_reason(server, r
     assert (info.reason, info.domain) == (reason, "reidserve")
 
 
+def test_a_long_message_is_cut_and_keeps_its_status(server):
+    with Client(server.target) as client, pytest.raises(RequestError, match="the gallery has no entry 'xxx") as refusal:
+        client.search_entry("x" * 100_000)
+    assert (refusal.value.code, refusal.value.reason) == ("NOT_FOUND", "ENTRY_NOT_FOUND")
+
+
 def test_bytes_that_are_no_message_are_refused_under_the_table(server):
     with grpc.insecure_channel(server.target) as channel, pytest.raises(grpc.RpcError) as refusal:
         channel.unary_unary(f"/{SERVICE}/Search")(b"\xff\xff\xff garbage")
@@ -142,10 +150,7 @@ def test_every_error_of_the_tree_has_a_status_and_nothing_unplanned_leaks():
 
 
 def test_health_says_serving_for_the_server_and_the_service(server):
-    with grpc.insecure_channel(server.target) as channel:
-        check = health_pb2_grpc.HealthStub(channel).Check
-        for name in ("", SERVICE):
-            assert check(health_pb2.HealthCheckRequest(service=name)).status == health_pb2.HealthCheckResponse.SERVING
+    assert health(server.target) == health(server.target, SERVICE) == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_reflection_describes_the_service_to_those_without_the_proto(server):
@@ -220,6 +225,59 @@ def test_sigterm_answers_what_is_under_way_and_then_exits_with_0(model: Path, ga
     assert set(answered) == {5}
     # Each client was told at its next call; none was cut off in one that had been taken.
     assert refused == [("UNAVAILABLE", "NOT_SERVING")] * 8
+
+
+@pytest.fixture
+def slow(tmp_path: Path, model: Path, gallery: Path):
+    """A server that loads until its canaries are written into a pipe: process, target and the pipe."""
+    shutil.copytree(model, tmp_path / "model")
+    pipe = tmp_path / "model" / "canaries.json"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [
+        str(BIN / "reid-serve"),
+        "--model",
+        str(tmp_path / "model"),
+        "--gallery",
+        str(gallery),
+        "--listen",
+        target,
+    ]
+    process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True)
+    yield process, target, pipe
+    process.kill()
+    process.communicate()
+
+
+def health(target: str, service: str = "") -> int:
+    with grpc.insecure_channel(target) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
+        return check(health_pb2.HealthCheckRequest(service=service), wait_for_ready=True, timeout=20).status
+
+
+def test_a_loading_server_says_so_and_serves_when_it_has_loaded(slow, model: Path):
+    process, target, pipe = slow
+    assert health(target) == health(target, SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
+    with Client(target) as client:
+        with pytest.raises(RequestError, match="loading or draining") as refusal:
+            client.search_entry("0001_c1s1_000000_00.png")
+        assert (refusal.value.code, refusal.value.reason) == ("UNAVAILABLE", "NOT_SERVING")
+        pipe.write_bytes((model / "canaries.json").read_bytes())
+        assert json.loads(process.stdout.readline())["listening"] == target
+        assert health(target) == health(target, SERVICE) == health_pb2.HealthCheckResponse.SERVING
+        assert len(client.search_entry("0001_c1s1_000000_00.png").hits) == 10
+
+
+def test_sigterm_while_loading_ends_the_server_before_it_ever_served(slow, model: Path):
+    process, target, pipe = slow
+    assert health(target) == health_pb2.HealthCheckResponse.NOT_SERVING
+    process.send_signal(signal.SIGTERM)
+    pipe.write_bytes((model / "canaries.json").read_bytes())
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, output) == (0, "")
 
 
 def test_a_port_in_use_is_refused_in_one_line(model: Path, gallery: Path):
