@@ -72,10 +72,16 @@ class Client:
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, *, timeout: float = 30.0) -> None:
-        """Connect to `target`, host:port; a call may take `timeout` seconds."""
+        """Connect to `target`, host:port; a call may take `timeout` seconds.
+
+        Raises:
+            QueryError: `target` is no such thing.
+        """
         self._target = target
         self._timeout = timeout
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", -1)]
+        if not target.isascii():
+            raise QueryError(f"a server is host:port, got {target!r}")
         self._channel = grpc.insecure_channel(target, options=options)
         self._stub = SearchServiceStub(self._channel)
 

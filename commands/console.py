@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
@@ -53,12 +54,14 @@ def make_app(name: str, summary: str | None = None) -> App:
 
 def run(app: App) -> NoReturn:
     """Run a command and end the process with its exit code; an expected failure is one line, never a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        # A name that is not Unicode must not end a report half-way.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _open_streams()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         sys.exit(app() or DONE)
-    except CycloptsError:  # printed by cyclopts
+    except CycloptsError as error:  # printed by cyclopts
+        if _wants_json():
+            print_json({"error": {"reason": UsageError.reason, "message": " ".join(str(error).split())}})
         sys.exit(WRONG_USAGE)
     except KeyboardInterrupt:
         sys.exit(_fail("INTERRUPTED", "interrupted", INTERRUPTED))
@@ -66,23 +69,43 @@ def run(app: App) -> NoReturn:
         sys.exit(_fail(error.reason, str(error), WRONG_USAGE))
     except ReidError as error:
         sys.exit(_fail(error.reason, str(error), FAILED))
-    except BrokenPipeError:
-        # The reader of a pipe has left (head, less): nothing to say and nobody to say it to.
-        sys.stderr.close()
-        sys.exit(FAILED)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "reidserve":
             raise
         sys.exit(_fail("PACKAGE_MISSING", f"this needs the package {error.name}: install reidserve[cpu,onnx]", FAILED))
+    except BrokenPipeError:
+        # The reader of a pipe has left (head, less): nothing to say and nobody to say it to.
+        sys.stderr.close()
+        sys.exit(FAILED)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         sys.exit(_fail("SYSTEM_ERROR", f"{name}{error.strerror or error}", FAILED))
 
 
+def _open_streams() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Closed by the caller: nobody listens, and no file that is opened later may get its number.
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        # A name that is not Unicode must not end a report half-way.
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Stop once, tidily: further Ctrl-C are ignored meanwhile, another SIGTERM ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
+def _wants_json() -> bool:
+    return any(argument.partition("=")[0] == "--json" for argument in sys.argv)
+
+
 def _fail(reason: str, message: str, code: int) -> int:
     # A file name that is not Unicode may be part of it.
     message = message.encode(errors="backslashreplace").decode()
-    if "--json" in sys.argv:
+    if _wants_json():
         print_json({"error": {"reason": reason, "message": message}})
     print(f"error: {message}", file=sys.stderr)
     return code

@@ -58,7 +58,7 @@ def build(
     from reidserve.index import build_gallery
 
     found = read_crops(crops, pattern=pattern, layout=layout)
-    out = out if out is not None else Path(f"{crops.absolute().name.removesuffix('.csv')}.gallery")
+    out = out if out is not None else Path(f"{crops.resolve().name.removesuffix('.csv')}.gallery")
     root = crops if crops.is_dir() else crops.parent
     embedder = open_embedder(model, device=device)
     with progress("embedding") as advance:

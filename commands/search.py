@@ -5,9 +5,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from reidserve.client import DEFAULT_TARGET, Client
 from reidserve.commands.console import Json, make_app, print_json, quiet_grpc, run
 from reidserve.commands.hits import print_hits
+from reidserve.errors import UsageError
 
 app = make_app("reid-search")
 
@@ -17,7 +17,7 @@ def search(
     query: str,
     *,
     entry: Annotated[bool, Parameter(negative="")] = False,
-    server: str = DEFAULT_TARGET,
+    server: str = "127.0.0.1:50051",
     gallery: str = "",
     top_k: int = 10,
     timeout: float = 30.0,
@@ -34,6 +34,10 @@ def search(
         timeout: Seconds to wait for the answer.
     """
     quiet_grpc()
+    from reidserve.client import Client
+
+    if not 0 < timeout < 1e6:
+        raise UsageError(f"--timeout must be above 0 seconds and below a million, got {timeout:g}")
     with Client(server, timeout=timeout) as client:
         ask = client.search_entry if entry else client.search
         result = ask(query, top_k=top_k, gallery=gallery)

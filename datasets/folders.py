@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -72,8 +73,11 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         DatasetError: it is no regular expression, or has no group `pid`.
     """
     try:
-        expression = re.compile(pattern)
-    except re.error as error:
+        with warnings.catch_warnings():
+            # Python remarks on how a later version may read it.
+            warnings.simplefilter("ignore")
+            expression = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
         raise DatasetError(f"the pattern {pattern!r} is no regular expression: {error}") from error
     if "pid" not in expression.groupindex:
         raise DatasetError(

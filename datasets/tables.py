@@ -21,7 +21,10 @@ def crops_of_table(path: Path) -> list[Crop]:
     Raises:
         DatasetError: the table cannot be read, a column is unknown, or a row is wrong (it is named).
     """
-    return [_crop(path, line, row) for line, row in _rows(path)]
+    crops = [_crop(path, line, row) for line, row in _rows(path)]
+    if not crops:
+        raise DatasetError(f"{path_to_text(path)} names no image: it has no row below its header")
+    return crops
 
 
 def dataset_of_table(path: Path) -> Dataset:

@@ -11,6 +11,7 @@ from reidserve.errors import ArtifactError
 
 MODEL_FILE = "model.onnx"
 MAX_SIDE = 4096
+MAX_DIM = 2**20
 
 
 class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,8 +91,8 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ArtifactError(f"{name} must be 1 to {MAX_SIDE} pixels, got {side}")
         if self.resize not in FILTERS:
             raise ArtifactError(f"resize must be one of {', '.join(FILTERS)}, got {self.resize!r}")
-        if self.dim < 1:
-            raise ArtifactError(f"dim must be at least 1, got {self.dim}")
+        if not 1 <= self.dim <= MAX_DIM:
+            raise ArtifactError(f"dim must be 1 to {MAX_DIM}, got {self.dim}")
         if MODEL_FILE not in self.files:
             raise ArtifactError(f"files must name {MODEL_FILE}, got {sorted(self.files)}")
 

@@ -35,6 +35,8 @@ class Entry:
             text = getattr(self, name)
             if text is None:
                 continue
+            if not isinstance(text, str):
+                raise EntryError(f"an entry's {name} must be text, got {text!r}")
             if len(text) > MAX_TEXT:
                 raise EntryError(f"an entry's {name} may have {MAX_TEXT} characters, got {len(text)}")
             try:

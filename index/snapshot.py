@@ -88,7 +88,8 @@ class Snapshot:
         """
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise QueryError(f"the gallery's embeddings have {self.dim} dimensions, the query has {queries.shape[-1]}")
-        norms = np.sqrt(np.vecdot(queries, queries))
+        with np.errstate(all="ignore"):  # a caller's numbers may overflow
+            norms = np.sqrt(np.vecdot(queries, queries))
         # Written so that NaN fails.
         if not (np.abs(norms - 1) <= UNIT_TOLERANCE).all():
             raise QueryError(f"a query must be of unit length (L2-normalise it), got {norms.tolist()[:3]}")

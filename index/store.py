@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,6 +49,9 @@ CREATE TABLE vector (row INTEGER PRIMARY KEY REFERENCES entry, blob BLOB NOT NUL
 CREATE TABLE deleted (row INTEGER PRIMARY KEY, generation INTEGER NOT NULL) STRICT;
 CREATE INDEX deleted_generation ON deleted (generation);
 """
+
+DAMAGE = (sqlite3.Error, EntryError, UnicodeError, TypeError, ValueError)
+"""What reading a damaged database ends in: SQLite's own errors, or values that no column of ours ever held."""
 
 _ORIGIN = "INSERT INTO meta VALUES ('identity', :identity), ('engine', :engine), ('dim', :dim), ('generation', 0)"
 
@@ -117,11 +121,8 @@ class Store:
         self.folder = folder
         self._connection = connection
         with self._reported():
-            meta = dict(connection.execute("SELECT key, value FROM meta"))
-        try:
-            self.origin = Origin(meta["identity"], meta["engine"], meta["dim"])
-        except KeyError as error:
-            raise GalleryError(f"{path_to_text(folder)} is damaged: it does not say its {error}") from error
+            self.origin = msgspec.convert(dict(connection.execute("SELECT key, value FROM meta")), Origin)
+            self._file = (folder / DATABASE).stat().st_ino
 
     def close(self) -> None:
         """Close the connection; the database is whole at any moment, closed or not."""
@@ -181,22 +182,22 @@ class Store:
             (entry.id, entry.pid, entry.camid, entry.timestamp, entry.source, record.content_sha256, generation),
         ).lastrowid
         blob = record.vector.astype("<f4").tobytes()
-        self._connection.execute("INSERT INTO vector VALUES (?, ?, ?)", (row, blob, zlib.crc32(blob)))
+        self._connection.execute("INSERT INTO vector VALUES (?, ?, ?)", (row, blob, checksum(entry, blob)))
 
     def contents(self) -> dict[str, tuple[Entry, bytes]]:
         """Every entry by its id, with its content_sha256."""
         with self._reported():
-            rows = self._connection.execute(f"SELECT {_COLUMNS}, content_sha256 FROM entry").fetchall()
-        return {name: (Entry(name, *fields), content) for name, *fields, content in rows}
+            rows = self._connection.execute(f"SELECT {_COLUMNS}, content_sha256 FROM entry")
+            return {name: (Entry(name, *fields), content) for name, *fields, content in rows}
 
     def find_vector(self, content_sha256: bytes) -> Embedding | None:
         """The embedding of any entry with that content, None if there is none."""
         with self._reported():
             found = self._connection.execute(
-                "SELECT id, blob, crc32 FROM entry JOIN vector USING (row) WHERE content_sha256 = ? LIMIT 1",
+                f"SELECT {_COLUMNS}, blob, crc32 FROM entry JOIN vector USING (row) WHERE content_sha256 = ? LIMIT 1",
                 (content_sha256,),
             ).fetchone()
-        return None if found is None else self._vector(*found)
+            return None if found is None else self._vector(Entry(*found[:-2]), *found[-2:])
 
     def ids(self) -> set[str]:
         """The ids of all entries."""
@@ -204,7 +205,14 @@ class Store:
             return {name for (name,) in self._connection.execute("SELECT id FROM entry")}
 
     def version(self) -> int:
-        """A number that changes when another connection has written."""
+        """A number that changes when another connection has written.
+
+        Raises:
+            GalleryError: the file was deleted or replaced; this connection reads what is left of the old one.
+        """
+        path = self.folder / DATABASE
+        if not path.exists() or path.stat().st_ino != self._file:
+            raise GalleryError(f"{path_to_text(path)} is not the file that was opened any more: start again to read it")
         with self._reported():
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         return int(version)
@@ -226,20 +234,20 @@ class Store:
                 (since,),
             )
             for place, (row, *fields, blob, crc32) in enumerate(selected):
-                rows[place] = row
-                entries.append(Entry(*fields))
-                vectors[place] = self._vector(fields[0], blob, crc32)
-            if len(entries) != count:
-                missing = count - len(entries)
-                raise GalleryError(f"{path_to_text(self.folder)} is damaged: {missing} entries have no vector")
+                entry = Entry(*fields)
+                rows[place], vectors[place] = row, self._vector(entry, blob, crc32)
+                entries.append(entry)
+            if len(entries) != count or len({entry.id for entry in entries}) != count or (np.diff(rows) <= 0).any():
+                raise GalleryError(
+                    f"{path_to_text(self.folder)} is damaged: {count} entries were expected in row order, each with a "
+                    f"vector and an id of its own, {len(entries)} were read"
+                )
             deleted = self._connection.execute("SELECT row FROM deleted WHERE generation > ?", (since,)).fetchall()
         return Changes(generation, rows, entries, vectors, np.array(deleted, np.int64).reshape(-1))
 
-    def _vector(self, name: str, blob: bytes, crc32: int) -> Embedding:
-        if len(blob) != 4 * self.origin.dim or zlib.crc32(blob) != crc32:
-            raise GalleryError(
-                f"{path_to_text(self.folder)} is damaged: the vector of entry {name!r} fails its checksum"
-            )
+    def _vector(self, entry: Entry, blob: bytes, crc32: int) -> Embedding:
+        if len(blob) != 4 * self.origin.dim or checksum(entry, blob) != crc32:
+            raise GalleryError(f"{path_to_text(self.folder)} is damaged: entry {entry.id!r} fails its checksum")
         return cast(Embedding, np.frombuffer(blob, "<f4"))
 
     @contextlib.contextmanager
@@ -258,10 +266,16 @@ class Store:
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except DAMAGE as error:
             raise GalleryError(
                 f"{path_to_text(self.folder / DATABASE)}: {error}; what was committed before is safe"
             ) from error
+
+
+def checksum(entry: Entry, blob: bytes) -> int:
+    """The crc32 of a vector's bytes and of what is said of it."""
+    facts = (entry.id, entry.pid, entry.camid, entry.timestamp, entry.source)
+    return zlib.crc32(msgspec.json.encode(facts), zlib.crc32(blob))
 
 
 def open_store(folder: Path, *, write: bool = False) -> Store:
@@ -285,7 +299,7 @@ def open_store(folder: Path, *, write: bool = False) -> Store:
             store = Store(folder, connection)
             on_failure.pop_all()
             return store
-    except sqlite3.Error as error:
+    except DAMAGE as error:
         advice = (
             "" if os.access(folder, os.W_OK) else " (its folder is read-only, and SQLite's write-ahead log lives there)"
         )
@@ -324,7 +338,7 @@ def holds_gallery(folder: Path) -> bool:
         with contextlib.closing(_connect(path, "ro")) as connection:
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             return bool(tables)
-    except sqlite3.Error as error:
+    except DAMAGE as error:
         raise GalleryError(f"{path_to_text(path)} is no gallery: {error}") from error
 
 

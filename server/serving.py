@@ -22,6 +22,7 @@ from reidserve.server.service import SERVICE, SearchService
 
 # Room for the largest image and what stands around it, so that our own error meets an image that is too large.
 _MAX_MESSAGE = 2 * MAX_BYTES
+_UNLIMITED = 2**20
 _REFRESH_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 1.0  # for replies that are on their way when the last call is done
 
@@ -70,6 +71,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
         ServerError: the address cannot be listened on.
         ArtifactError, DeviceError, GalleryError: what was to be served cannot be.
     """
+    _check_address(settings.listen)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -102,20 +104,32 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
 
 async def _start(listen: str, service: SearchService, checks: health_aio.HealthServicer) -> tuple[grpc.aio.Server, str]:
     # Without so_reuseport 0 two servers would share a port in silence.
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MAX_MESSAGE)])
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", _MAX_MESSAGE),
+            # Above 1,000 waiting calls gRPC cancels some at random, without a word: admission is the pipeline's.
+            ("grpc.server.max_pending_requests", _UNLIMITED),
+            ("grpc.server.max_pending_requests_hard_limit", _UNLIMITED),
+        ]
+    )
     server.add_generic_rpc_handlers((service.handlers(),))
     add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     await _tell(checks, serving=False)
-    host, colon, _ = listen.rpartition(":")
     try:
-        port = server.add_insecure_port(listen) if colon else 0
+        port = server.add_insecure_port(listen)
     except RuntimeError as error:
         raise ServerError(f"{listen} cannot be listened on: is the port in use?") from error
-    if not port:
-        raise ServerError(f"--listen must be host:port with a free port, got {listen!r}")
     await server.start()
-    return server, f"{host}:{port}"
+    return server, f"{listen.rpartition(':')[0]}:{port}"
+
+
+def _check_address(listen: str) -> None:
+    # gRPC takes 127.0.0.1:99999 for another port, and listens there.
+    host, _, port = listen.rpartition(":")
+    if not (host and listen.isascii() and port.isdigit() and int(port) < 2**16) or host.startswith("unix"):
+        raise ServerError(f"--listen must be host:port with a port up to 65535, got {listen!r}")
 
 
 async def _tell(checks: health_aio.HealthServicer, *, serving: bool) -> None:

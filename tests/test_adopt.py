@@ -369,6 +369,15 @@ def test_what_is_no_artifact_is_never_replaced(small: Path, out: Path):
     assert contents(out.parent) == {"model/thesis.tex": b"years of work", "note.txt": b"a note"}
 
 
+def test_force_never_deletes_what_is_not_the_models(small: Path, out: Path):
+    adopt(small, out, FEEDING)
+    (out / "thesis.tex").write_text("years of work")
+    before = contents(out)
+    with pytest.raises(OutputExistsError, match=r"holds more than a model, which --force would delete \(thesis.tex\)"):
+        adopt(small, out, FEEDING, force=True)
+    assert contents(out) == before
+
+
 def test_an_empty_folder_and_missing_parents_are_accepted(small: Path, out: Path):
     out.mkdir()
     deep = out.parent / "a" / "b" / "model"

@@ -1,6 +1,8 @@
 import json
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,36 @@ def test_wrong_usage_exits_with_2_and_one_error(arguments, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_wrong_usage_is_an_object_for_machines_too():
+    result = run_command("reid-index", "bild", "crops", "--json")
+    assert result.returncode == 2
+    error = json.loads(result.stdout)["error"]
+    assert error["reason"] == "USAGE_WRONG"
+    assert "build" in error["message"]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_that_the_caller_closed_are_no_failure(gallery: Path, closed: str):
+    result = subprocess.run(
+        ["bash", "-c", f"{BIN}/reid-index info {gallery} {closed}"], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_told_to_stop_leaves_nothing_half_written(tmp_path: Path, number: int):
+    drawing = subprocess.Popen(
+        [BIN / "reid-synth", tmp_path / "data", "--train-identities", "500"], stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.iterdir()):
+        time.sleep(0.01)
+    drawing.send_signal(number)
+    _, errors = drawing.communicate(timeout=60)
+    assert drawing.returncode == 130
+    assert errors.splitlines()[-1] == "error: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -62,6 +94,14 @@ def test_wrong_usage_exits_with_2_and_one_error(arguments, tmp_path: Path):
         (["reid-serve", "--model", "{model}", "--gallery", "empty", "--listen", "127.0.0.1:0"], "GALLERY_INVALID"),
         (["reid-serve", "--model", "none", "--gallery", "empty", "--listen", "127.0.0.1:0"], "ARTIFACT_INVALID"),
         (["reid-serve", "--model", "{model}", "--gallery", "empty", "--listen", "nonsense"], "SERVER_FAILED"),
+        (["reid-serve", "--model", "{model}", "--gallery", "empty", "--listen", "127.0.0.1:99999"], "SERVER_FAILED"),
+        (["reid-serve", "--model", "{model}", "--gallery", "empty", "--listen", "\udcff:1"], "SERVER_FAILED"),
+        (["reid-search", "x", "--entry", "--server", "\udcff:1"], "QUERY_INVALID"),
+        (["reid-index", "build", "no_rows.csv", "--model", "{model}"], "DATASET_INVALID"),
+        (
+            ["reid-index", "build", "crops", "--model", "{model}", "--pattern", "a{9999999999999999999999}"],
+            "DATASET_INVALID",
+        ),
         (["reid-eval", "empty", "--model", "{model}"], "DATASET_INVALID"),
         (["reid-search", "none.jpg", "--server", "127.0.0.1:1"], "SYSTEM_ERROR"),
         (["reid-search", "x", "--entry", "--server", "127.0.0.1:1", "--timeout", "5"], "UNAVAILABLE"),
@@ -70,8 +110,9 @@ def test_wrong_usage_exits_with_2_and_one_error(arguments, tmp_path: Path):
 def test_a_failure_is_one_line_for_people_and_one_object_for_machines(arguments, reason, tmp_path: Path, model: Path):
     (tmp_path / "empty").mkdir()
     write_crops(tmp_path / "crops", pids=1)
+    (tmp_path / "no_rows.csv").write_text("path\n")
     before = sorted(tmp_path.rglob("*"))
-    result = run_command(*(part.format(model=model) for part in arguments), "--json", cwd=tmp_path)
+    result = run_command(*(part.replace("{model}", str(model)) for part in arguments), "--json", cwd=tmp_path)
     assert result.returncode == 1
     error = json.loads(result.stdout)["error"]
     assert error["reason"] == reason

@@ -63,6 +63,17 @@ def test_concurrent_searches_get_the_bits_of_lonely_ones(client, gallery, crops,
         assert answers_of(result) == expected_hits(gallery, embedder.embed_encoded([path.read_bytes()])[0], 40)
 
 
+def test_a_burst_of_calls_is_answered_or_refused_with_a_reason(server):
+    request = reid_pb2.SearchRequest(entry_id="0001_c1s1_000000_00.png").SerializeToString()
+    with grpc.insecure_channel(server.target) as channel:
+        search = channel.unary_unary(f"/{SERVICE}/Search")
+        calls = [search.future(request, timeout=60) for _ in range(3000)]
+        codes = {call.code().name for call in calls}
+        reasons = {rpc_status.from_call(call).details[0].value for call in calls if call.code().value[0]}
+    assert codes <= {"OK", "RESOURCE_EXHAUSTED"}
+    assert all(b"OVERLOADED" in reason for reason in reasons)
+
+
 def test_an_embedding_searches_like_the_image_it_came_from(client, crops, embedder: Embedder):
     path = sorted(crops.iterdir())[3]
     embedding = client.embed(path)

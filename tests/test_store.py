@@ -1,3 +1,4 @@
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -111,21 +112,42 @@ def test_commits_are_synchronous_and_checksums_are_of_the_bytes(store: Store):
         blob, crc32 = connection.execute("SELECT blob, crc32 FROM vector").fetchone()
     connection.close()
     assert blob == record("a", 1).vector.astype("<f4").tobytes()
-    assert crc32 == zlib.crc32(blob)
+    assert crc32 == zlib.crc32(blob + b'["a",null,null,null,null]')
     assert store._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
 
 
 def test_a_flipped_bit_is_noticed_and_its_entry_named(store: Store):
     store.write([record("a", 1), record("b", 2)])
     damage(store, "UPDATE vector SET blob = zeroblob(32) WHERE row = 2")
-    with pytest.raises(GalleryError, match="the vector of entry 'b' fails its checksum"):
+    with pytest.raises(GalleryError, match="entry .b. fails its checksum"):
         store.changes(since=0)
+
+
+@pytest.mark.parametrize("change", ["pid = '8'", "camid = NULL", "id = 'c'", "timestamp = 1", "source = ''"])
+def test_a_word_of_an_entry_that_changed_on_the_disk_is_noticed(store: Store, change):
+    store.write([record("a", 1), record("b", 2, pid="7", camid="1")])
+    damage(store, f"UPDATE entry SET {change} WHERE row = 2")
+    with pytest.raises(GalleryError, match="fails its checksum"):
+        store.changes(since=0)
+
+
+def test_a_gallery_that_was_replaced_under_a_reader_is_said_to_be(store: Store):
+    reader = open_store(store.folder)
+    reader.version()
+    shutil.copy(store.folder / DATABASE, store.folder / "copy")
+    (store.folder / "copy").replace(store.folder / DATABASE)
+    with pytest.raises(GalleryError, match="is not the file that was opened any more"):
+        reader.version()
+    (store.folder / DATABASE).unlink()
+    with pytest.raises(GalleryError, match="is not the file that was opened any more"):
+        reader.version()
+    reader.close()
 
 
 def test_an_entry_without_a_vector_is_noticed(store: Store):
     store.write([record("a", 1), record("b", 2)])
     damage(store, "DELETE FROM vector WHERE row = 1")
-    with pytest.raises(GalleryError, match="1 entries have no vector"):
+    with pytest.raises(GalleryError, match="2 entries were expected .* 1 were read"):
         store.changes(since=0)
 
 

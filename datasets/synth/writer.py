@@ -5,12 +5,13 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -25,6 +26,11 @@ FORMAT = 1
 """Goes up whenever the same spec gives other pictures."""
 CHUNK = 64
 """Shots a process is handed at a time."""
+
+
+_Started = TypeVar("_Started")
+
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 def write_dataset(
@@ -87,14 +93,24 @@ def _written(write: Callable[[Sequence[Shot]], int], chunks: Sequence[Sequence[S
     # A fork would copy the threads' locks of whoever calls.
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_leave_interrupts)
     try:
-        yield from pool.map(write, chunks)
+        # Interrupts reach the main thread: another one starts the processes, or they would get half of their orders.
+        with ThreadPoolExecutor(1) as starter:
+            written = starter.submit(_without_interrupts, pool.map, write, chunks).result()
+        yield from written
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _without_interrupts(start: Callable[..., _Started], *arguments: object) -> _Started:
+    # Processes inherit the mask of the thread that starts them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+    return start(*arguments)
 
 
 def _leave_interrupts() -> None:
     # Ctrl-C reaches the whole group of processes; the first one tidies up for all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
 
 
 def _write_shots(folder: Path, spec: SynthSpec, shots: Sequence[Shot]) -> int:

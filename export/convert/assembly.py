@@ -29,6 +29,8 @@ from reidserve.embed.contract import MAX_SIDE, MODEL_FILE, encode_contract
 from reidserve.embed.onnx_session import OnnxSession
 from reidserve.errors import ArtifactError, EmbeddingError, ExportError, OutputExistsError
 
+_OWN_FILES = frozenset({CONTRACT_FILE, MODEL_FILE, CANARIES_FILE})
+
 PARITY_BOUND = 1e-5
 """Largest difference in any component of a unit embedding between the written graph and its reference."""
 
@@ -168,7 +170,7 @@ def staged_artifact(out: Path, *, force: bool) -> Iterator[Path]:
         OutputExistsError: `out` is there and is not an artifact that `force` allows to replace.
     """
     check_free(out, force=force)
-    out = out.resolve()  # a link to a model stays, what it leads to is replaced
+    out = Path(os.path.realpath(out))  # a link to a model stays, what it leads to is replaced
     missing = [parent for parent in out.parents if not parent.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
@@ -198,6 +200,12 @@ def check_free(out: Path, *, force: bool) -> None:
         raise OutputExistsError(f"{out} is there already and is no model: choose another --out")
     if not force:
         raise OutputExistsError(f"{out} holds a model already: choose another --out, or replace it with --force")
+    strangers = sorted(path.name for path in out.iterdir() if path.name not in _OWN_FILES)
+    if strangers:
+        raise OutputExistsError(
+            f"{out} holds more than a model, which --force would delete ({', '.join(strangers[:5])}): choose another "
+            "--out, or move that elsewhere"
+        )
 
 
 def _occupied(out: Path) -> bool:
