@@ -54,6 +54,12 @@ class EmbeddingError(ReidError):
     reason = "EMBEDDING_INVALID"
 
 
+class CheckpointError(ReidError):
+    """A checkpoint is not, to the last tensor, what it is said to be."""
+
+    reason = "CHECKPOINT_INVALID"
+
+
 class ExportError(ReidError):
     """A model cannot be turned into an artifact."""
 
