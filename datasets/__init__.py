@@ -1,7 +1,7 @@
 """Files on disk become crops: layouts, tables, patterns, and the synthetic set."""
 
 from reidserve.datasets.crop import JUNK, Crop, Dataset
-from reidserve.datasets.layouts import LAYOUTS, LayoutName, read_crops, read_dataset
+from reidserve.datasets.layouts import LAYOUTS, LayoutName, read_crops, read_dataset, read_training
 from reidserve.datasets.names import path_to_text, text_to_path
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "path_to_text",
     "read_crops",
     "read_dataset",
+    "read_training",
     "text_to_path",
 ]

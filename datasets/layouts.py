@@ -18,7 +18,7 @@ from reidserve.datasets.folders import (
     unlabelled_crops,
 )
 from reidserve.datasets.names import path_to_text
-from reidserve.datasets.tables import crops_of_table, dataset_of_table
+from reidserve.datasets.tables import crops_of_table, dataset_of_table, training_of_table
 from reidserve.errors import DatasetError
 
 LayoutName = Literal["market1501", "dukemtmc", "veri776", "folders"]
@@ -32,12 +32,14 @@ class Layout:
         name: what people call it.
         query: folder of the queries.
         gallery: folder of the gallery.
+        train: folder of the training set.
         pattern: what a file name says; None where the folder's name is the pid.
     """
 
     name: LayoutName
     query: str
     gallery: str
+    train: str
     pattern: str | None
 
     def read(self, folder: Path) -> list[Crop]:
@@ -46,10 +48,19 @@ class Layout:
 
 
 LAYOUTS: Sequence[Layout] = (
-    Layout("market1501", "query", "bounding_box_test", r"(?:^|/)(?P<pid>-?\d+)_c(?P<camid>\d+)s\d+_[^/]*$"),
-    Layout("dukemtmc", "query", "bounding_box_test", r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_f\d+[^/]*$"),
-    Layout("veri776", "image_query", "image_test", r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_\d+_\d+\.[^/]*$"),
-    Layout("folders", "query", "gallery", None),
+    Layout(
+        *("market1501", "query", "bounding_box_test", "bounding_box_train"),
+        pattern=r"(?:^|/)(?P<pid>-?\d+)_c(?P<camid>\d+)s\d+_[^/]*$",
+    ),
+    Layout(
+        *("dukemtmc", "query", "bounding_box_test", "bounding_box_train"),
+        pattern=r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_f\d+[^/]*$",
+    ),
+    Layout(
+        *("veri776", "image_query", "image_test", "image_train"),
+        pattern=r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_\d+_\d+\.[^/]*$",
+    ),
+    Layout("folders", "query", "gallery", "train", pattern=None),
 )
 
 
@@ -65,9 +76,28 @@ def read_dataset(root: Path) -> Dataset:
     return Dataset(layout.name, query=layout.read(root / layout.query), gallery=layout.read(root / layout.gallery))
 
 
+def read_training(root: Path) -> list[Crop]:
+    """Read the training part of a dataset, which may lack the others, or of a CSV table.
+
+    Raises:
+        DatasetError: no known layout, or a file name says nothing.
+    """
+    if root.suffix.lower() == ".csv":
+        return training_of_table(root)
+    _check_folder(root)
+    candidates = [layout for layout in LAYOUTS if (root / layout.train).is_dir()]
+    if not candidates:
+        known = "; ".join(f"{layout.name}: {layout.train}/" for layout in LAYOUTS)
+        raise DatasetError(
+            f"{path_to_text(root)} holds no training set of a known layout ({known}); for others make a .csv table "
+            "with the columns path, pid, camid and split"
+        )
+    layout = _best_named(candidates, root / candidates[0].train)
+    return layout.read(root / layout.train)
+
+
 def _recognise(root: Path) -> Layout:
-    if not root.is_dir():
-        raise DatasetError(f"expected a dataset's folder or a .csv table, {path_to_text(root)} is neither")
+    _check_folder(root)
     candidates = [layout for layout in LAYOUTS if (root / layout.query).is_dir() and (root / layout.gallery).is_dir()]
     if not candidates:
         known = "; ".join(f"{layout.name}: {layout.query}/, {layout.gallery}/" for layout in LAYOUTS)
@@ -75,9 +105,18 @@ def _recognise(root: Path) -> Layout:
             f"{path_to_text(root)} has none of the layouts known ({known}); for folders of your own give "
             "--query-crops, --gallery-crops and --pattern"
         )
+    return _best_named(candidates, root / candidates[0].query)
+
+
+def _check_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise DatasetError(f"expected a dataset's folder or a .csv table, {path_to_text(root)} is neither")
+
+
+def _best_named(candidates: Sequence[Layout], part: Path) -> Layout:
     if len(candidates) == 1:
         return candidates[0]
-    images = find_images(root / candidates[0].query)
+    images = find_images(part)
     # Folders per identity are the last guess: any name would match them.
     return max(candidates, key=lambda layout: 0.5 if layout.pattern is None else count_matching(images, layout.pattern))
 

@@ -33,16 +33,31 @@ def dataset_of_table(path: Path) -> Dataset:
     Raises:
         DatasetError: as `crops_of_table`, or a split is missing.
     """
+    query, gallery = _parts(path, "query", "gallery")
+    return Dataset("csv", query=query, gallery=gallery)
+
+
+def training_of_table(path: Path) -> list[Crop]:
+    """The training part of a table with a column `split`, which may lack the others.
+
+    Raises:
+        DatasetError: as `crops_of_table`, or there is none.
+    """
+    (train,) = _parts(path, "train")
+    return train
+
+
+def _parts(path: Path, *wanted: str) -> list[list[Crop]]:
     parts: dict[str, list[Crop]] = {split: [] for split in SPLITS}
     for line, row in _rows(path):
         split = row.get("split")
         if split not in SPLITS:
             raise DatasetError(f"{path_to_text(path)}, line {line}: split must be {', '.join(SPLITS)}, got {split!r}")
         parts[split].append(_crop(path, line, row))
-    for split in ("query", "gallery"):
+    for split in wanted:
         if not parts[split]:
             raise DatasetError(f"{path_to_text(path)} has no row whose split is {split!r}")
-    return Dataset("csv", query=parts["query"], gallery=parts["gallery"])
+    return [parts[split] for split in wanted]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
