@@ -1,76 +1,182 @@
 """reid-export: a model becomes an artifact."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from reidserve.commands.console import Force, Json, make_app, print_facts, print_json, run
+from reidserve.commands.console import Force, Json, make_app, print_facts, print_json, print_lines, run
 from reidserve.errors import UsageError
+
+if TYPE_CHECKING:
+    from reidserve.export.checkpoints import Feed
+    from reidserve.export.convert import Assembled, Feeding
 
 app = make_app("reid-export")
 
 Triple = tuple[float, float, float]
+Said = Mapping[str, Any]
+"""What was said of the feeding: size, mean, std, colour and resize, None where nothing was."""
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+_Unsaid = Parameter(show_default=False)
 
 
 @app.default
 def export(
     *,
-    onnx: Path,
-    size: str,
+    checkpoint: Annotated[Path | None, _Unsaid] = None,
+    onnx: Annotated[Path | None, _Unsaid] = None,
     out: Path = Path("model"),
-    mean: str = "0.485,0.456,0.406",
-    std: str = "0.229,0.224,0.225",
-    colour: Literal["rgb", "bgr"] = "rgb",
-    resize: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear",
-    output: Annotated[str | None, Parameter(show_default=False)] = None,
+    size: Annotated[str | None, _Unsaid] = None,
+    mean: Annotated[str | None, _Unsaid] = None,
+    std: Annotated[str | None, _Unsaid] = None,
+    colour: Annotated[Literal["rgb", "bgr"] | None, _Unsaid] = None,
+    resize: Annotated[Literal["nearest", "bilinear", "bicubic", "lanczos"] | None, _Unsaid] = None,
+    dialect: Annotated[str | None, _Unsaid] = None,
+    arch: Annotated[str | None, _Unsaid] = None,
+    last_stride: Annotated[Literal[1, 2] | None, _Unsaid] = None,
+    stem_pool: Annotated[str | None, _Unsaid] = None,
+    pooling: Annotated[Literal["average", "gem"] | None, _Unsaid] = None,
+    output: Annotated[str | None, _Unsaid] = None,
+    images: Annotated[Path | None, _Unsaid] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Turn a trained model into an artifact: adopt an ONNX of any architecture.
+    """Turn a trained model into an artifact: from a checkpoint, or by adopting an ONNX of any architecture.
 
-    The graph is wrapped so that it takes uint8 RGB crops: colour order, normalisation and L2 are inside, and no
-    caller can get them wrong. What was written is run and compared with the foreign model fed by hand; if they
-    differ, nothing is left behind. A model that normalises inside (fast-reid) wants --mean 0 --std 1/255.
+    The graph is made to take uint8 RGB crops: colour order, normalisation and L2 are inside, and no caller can get
+    them wrong. What was written is run and compared with the checkpoint in torch, or with the foreign ONNX fed by
+    hand; if they differ, nothing is left behind.
+
+    A checkpoint of reid-train says all of itself. Of another project's, every tensor is accounted for or it is
+    refused, and what its tensors do not tell is asked for. An ONNX that normalises inside (fast-reid) wants
+    --mean 0 --std 1/255.
 
     Args:
-        onnx: The foreign graph: float32 (N, 3, height, width) in, (N, dim) out, N free.
-        size: Input size, height first, such as 256x128.
+        checkpoint: A file of reid-train, strong-baseline, torchvision or IBN-Net.
+        onnx: In its place, a foreign graph: float32 (N, 3, height, width) in, (N, dim) out, N free.
         out: The folder to write.
-        mean: Mean of the training pixels in 0..1, one number or one per channel of --colour.
+        size: Input size, height first, such as 256x128; only reid-train's own checkpoints tell it.
+        mean: Mean of the training pixels in 0..1, one number or one per channel of --colour; ImageNet's if nothing
+            tells another.
         std: Their standard deviation, likewise; fractions such as 1/255 are read.
-        colour: The channel order the model was trained on.
-        resize: The Pillow filter its crops were resized with.
-        output: The output that is the embedding, where the graph has several.
+        colour: The channel order the model was trained on; rgb if nothing tells another.
+        resize: The Pillow filter its crops were resized with; bilinear if nothing tells another.
+        dialect: The project a checkpoint is of, for all that is usual there.
+        arch: The architecture a checkpoint must be of, such as resnet50_ibn_a.
+        last_stride: The stride of a checkpoint's last stage.
+        stem_pool: The pooling of its stem.
+        pooling: Its global pooling.
+        output: The output of an ONNX that is the embedding, where it has several.
+        images: A folder of crops to compare on, beside synthetic ones.
     """
     from reidserve.datasets import path_to_text
-    from reidserve.embed import Preprocessing
-    from reidserve.export.convert import Feeding, adopt
 
-    height, width = parse_size(size)
-    preprocessing = Preprocessing(mean=parse_triple("--mean", mean), std=parse_triple("--std", std), colour=colour)
-    feeding = Feeding(height=height, width=width, resize=resize, preprocessing=preprocessing)
-    adopted = adopt(onnx, out, feeding, output=output, force=force)
-    contract = adopted.contract
+    if (checkpoint is None) == (onnx is None):
+        raise UsageError("expected either --checkpoint or --onnx")
+    compared = _read_images(images) if images is not None else []
+    said = {"size": size, "mean": mean, "std": std, "colour": colour, "resize": resize}
+    told = {
+        "dialect": dialect,
+        "arch": arch,
+        "last_stride": last_stride,
+        "stem_pool": stem_pool,
+        "pooling": pooling,
+    }
+    if onnx is not None:
+        if any(value is not None for value in told.values()):
+            raise UsageError(f"--{', --'.join(told).replace('_', '-')} are of checkpoints, not of --onnx")
+        made, remarks = _adopt(onnx, out, said, output, compared, force)
+    else:
+        assert checkpoint is not None
+        if output is not None:
+            raise UsageError("--output is of --onnx, not of checkpoints")
+        made, remarks = _convert(checkpoint, out, said, told, compared, force)
+    _report(made, path_to_text(out), len(compared), remarks, json=json)
+
+
+def _adopt(
+    onnx: Path, out: Path, said: Said, output: str | None, compared: Sequence[bytes], force: bool
+) -> tuple["Assembled", list[str]]:
+    from reidserve.export.convert import adopt
+
+    return adopt(onnx, out, make_feeding(said), output=output, images=compared, force=force), []
+
+
+def _convert(
+    checkpoint: Path, out: Path, said: Said, told: Mapping[str, Any], compared: Sequence[bytes], force: bool
+) -> tuple["Assembled", list[str]]:
+    from reidserve.export.checkpoints import read_checkpoint
+    from reidserve.export.convert.from_checkpoint import export_checkpoint
+
+    read = read_checkpoint(checkpoint, **told)
+    feeding = make_feeding(said, told=read.feeding)
+    return export_checkpoint(read, out, feeding, images=compared, force=force), read.remarks
+
+
+def make_feeding(said: Said, *, told: "Feed | None" = None) -> "Feeding":
+    """How the network is fed: as was said, else as the checkpoint tells, else as ImageNet's networks are.
+
+    Raises:
+        UsageError: nothing tells the size, or what was said does not read.
+    """
+    from reidserve.embed import Preprocessing
+    from reidserve.export.convert import Feeding
+
+    size = said["size"]
+    if size is not None:
+        height, width = parse_size(size)
+    elif told is not None and told.height is not None and told.width is not None:
+        height, width = told.height, told.width
+    else:
+        raise UsageError("--size HEIGHTxWIDTH is needed, such as 256x128: nothing else tells the input size")
+    mean, std = said["mean"], said["std"]
+    preprocessing = Preprocessing(
+        mean=parse_triple("--mean", mean) if mean is not None else told.mean if told is not None else IMAGENET_MEAN,
+        std=parse_triple("--std", std) if std is not None else told.std if told is not None else IMAGENET_STD,
+        colour=said["colour"] or (told.colour if told is not None else "rgb"),
+    )
+    resize = said["resize"] or (told.resize if told is not None else "bilinear")
+    return Feeding(height=height, width=width, resize=resize, preprocessing=preprocessing)
+
+
+def _read_images(folder: Path) -> list[bytes]:
+    from reidserve.datasets import read_crops
+    from reidserve.embed import read_image
+
+    return [read_image(crop.path) for crop in read_crops(folder)]
+
+
+def _report(made: "Assembled", out: str, images: int, remarks: list[str], *, json: bool) -> None:
+    """Print what was written."""
+    contract = made.contract
     if json:
         print_json(
             {
-                "model": path_to_text(out),
+                "model": out,
                 "identity": contract.identity,
-                "dim": contract.dim,
-                "height": contract.height,
-                "width": contract.width,
-                "difference": adopted.difference,
+                "contract": contract,
+                "difference": made.difference,
+                "remarks": remarks,
             }
         )
         return
+    print_lines(remarks)
+    preprocessing = contract.preprocessing
     print_facts(
         {
-            "wrote": path_to_text(out),
+            "wrote": out,
             "identity": contract.identity,
-            "input": f"{contract.height} x {contract.width}, {contract.resize}, {colour} inside",
+            "input": f"{contract.height} x {contract.width}, {contract.resize}, {preprocessing.colour} inside",
+            "mean, std": f"{list(preprocessing.mean)}, {list(preprocessing.std)} inside",
+            "network": contract.network.backbone or "adopted",
             "embedding": f"{contract.dim} dimensions",
-            "checked": f"largest difference from {path_to_text(Path(onnx.name))} fed by hand: {adopted.difference:.2g}",
+            "checked": f"largest difference from the {contract.source.kind} on 8 synthetic crops"
+            f"{f' and {images} images' if images else ''}: {made.difference:.2g}",
         }
     )
 

@@ -1,27 +1,37 @@
 """Adopting: anyone's ONNX, read strictly, becomes an artifact of the contract."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 
-from reidserve.embed import Batch, Embeddings, Network, Preprocessing, Source
+from reidserve.embed import Batch, Embeddings, Network, Source
 from reidserve.embed.onnx_session import OnnxSession
 from reidserve.errors import ArtifactError, ExportError
-from reidserve.export.convert.assembly import Assembled, Blueprint, Feeding, assemble, check_free
+from reidserve.export.convert.assembly import Assembled, Blueprint, assemble, check_free
+from reidserve.export.convert.feeding import Feeding, feed_by_hand
 from reidserve.export.convert.wrap import every_graph, wrap
 
 OLDEST_OPSET = 11
 _PLAIN_DOMAINS = ("", "ai.onnx")
 
 
-def adopt(path: Path, out: Path, feeding: Feeding, *, output: str | None = None, force: bool = False) -> Assembled:
+def adopt(
+    path: Path,
+    out: Path,
+    feeding: Feeding,
+    *,
+    output: str | None = None,
+    images: Sequence[bytes] = (),
+    force: bool = False,
+) -> Assembled:
     """Turn a foreign ONNX (float32 (N, 3, height, width) in, (N, dim) out) into an artifact in the folder `out`.
 
-    The written artifact is compared with the foreign model fed by hand, and is left nowhere if they differ.
+    The written artifact is compared with the foreign model fed by hand, on the canaries and on encoded `images`, and
+    is left nowhere if they differ.
     `output` names the output to take where the graph has several.
 
     Raises:
@@ -38,7 +48,7 @@ def adopt(path: Path, out: Path, feeding: Feeding, *, output: str | None = None,
         raise ExportError(f"{path} does not run: {error}") from error
 
     def fed_by_hand(batch: Batch) -> Embeddings:
-        features = foreign(_by_hand(batch, feeding.preprocessing))
+        features = foreign(feed_by_hand(batch, feeding.preprocessing))
         unit: Embeddings = features / np.linalg.norm(features, axis=1, keepdims=True)
         return unit
 
@@ -57,7 +67,7 @@ def adopt(path: Path, out: Path, feeding: Feeding, *, output: str | None = None,
         network=Network(),
         source=Source(kind="onnx", sha256=hashlib.sha256(data).hexdigest()),
     )
-    return assemble(graph, blueprint, out, reference=fed_by_hand, force=force)
+    return assemble(graph, blueprint, out, reference=fed_by_hand, images=images, force=force)
 
 
 def _read(path: Path) -> tuple[bytes, onnx.ModelProto]:
@@ -163,7 +173,7 @@ def _probe(foreign: OnnxSession, feeding: Feeding) -> int:
     for count in (2, 3):
         grey = np.full((count, feeding.height, feeding.width, 3), 127, np.uint8)
         try:
-            features = foreign(_by_hand(grey, feeding.preprocessing))
+            features = foreign(feed_by_hand(grey, feeding.preprocessing))
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise ExportError(f"the graph does not run on {count} crops (is its batch fixed?): {reason}") from error
@@ -177,11 +187,3 @@ def _probe(foreign: OnnxSession, feeding: Feeding) -> int:
     if len(dims) != 1:
         raise ExportError(f"the output must be (N, dim), got another dim for 2 crops than for 3: {sorted(dims)}")
     return dims.pop()
-
-
-def _by_hand(batch: Batch, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """ToTensor and Normalize of torchvision on a Batch: float32 (N, 3, height, width)."""
-    pixels = batch[..., ::-1] if preprocessing.colour == "bgr" else batch
-    unit = pixels.astype(np.float32) / np.float32(255)
-    mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
-    return np.ascontiguousarray(((unit - mean) / std).transpose(0, 3, 1, 2))

@@ -1,7 +1,6 @@
 """Assembly: a graph of the contract becomes an artifact folder, proven by running what was written."""
 
 import hashlib
-import math
 import os
 import shutil
 import tempfile
@@ -19,48 +18,19 @@ from reidserve.embed import (
     Embedder,
     Embeddings,
     Network,
-    Preprocessing,
-    ResizeFilter,
     Source,
 )
 from reidserve.embed.artifact import CONTRACT_FILE
 from reidserve.embed.canaries import CANARIES_FILE, draw_canaries, encode_canaries
-from reidserve.embed.contract import MAX_SIDE, MODEL_FILE, encode_contract
+from reidserve.embed.contract import MODEL_FILE, encode_contract
 from reidserve.embed.onnx_session import OnnxSession
 from reidserve.errors import ArtifactError, EmbeddingError, ExportError, OutputExistsError
+from reidserve.export.convert.feeding import Feeding
 
 _OWN_FILES = frozenset({CONTRACT_FILE, MODEL_FILE, CANARIES_FILE})
 
 PARITY_BOUND = 1e-5
 """Largest difference in any component of a unit embedding between the written graph and its reference."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Feeding:
-    """How a backbone wants to be fed, as whoever trained it knows.
-
-    Attributes:
-        height: input height, pixels.
-        width: input width, pixels.
-        resize: the Pillow filter its crops were resized with.
-        preprocessing: what its training did to pixels in 0..1.
-
-    Raises:
-        ExportError: a side, mean or standard deviation that no model can have.
-    """
-
-    height: int
-    width: int
-    resize: ResizeFilter
-    preprocessing: Preprocessing
-
-    def __post_init__(self) -> None:
-        for name, side in (("height", self.height), ("width", self.width)):
-            if not 1 <= side <= MAX_SIDE:
-                raise ExportError(f"the input's {name} must be 1 to {MAX_SIDE} pixels, got {side}")
-        mean, std = self.preprocessing.mean, self.preprocessing.std
-        if not all(math.isfinite(number) for number in (*mean, *std)) or min(std) <= 0:
-            raise ExportError(f"mean and std must be finite and std above 0, got mean {mean} and std {std}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +56,7 @@ class Assembled:
 
     Attributes:
         contract: what it promises.
-        difference: the largest difference in any component from the reference, over the canary crops.
+        difference: the largest difference in any component from the reference, over all crops compared.
     """
 
     contract: Contract
@@ -99,9 +69,12 @@ def assemble(
     out: Path,
     *,
     reference: Callable[[Batch], Embeddings],
+    images: Sequence[bytes] = (),
     force: bool = False,
 ) -> Assembled:
-    """Write a graph as an artifact, run what was written, and hold it against the reference on the canary crops.
+    """Write a graph as an artifact, run what was written, and hold it against the reference on crops.
+
+    Those are the canaries and whatever encoded `images` are given beside them.
 
     Raises:
         ExportError: the written graph differs from the reference by more than PARITY_BOUND, or depends on the batch.
@@ -113,10 +86,10 @@ def assemble(
         try:
             embedder = Embedder(_contract(blueprint, {MODEL_FILE: model}), OnnxSession(model))
             crops = draw_canaries(height=blueprint.feeding.height, width=blueprint.feeding.width)
-            embeddings, difference = _prove(embedder, crops, reference)
+            embeddings, difference = _prove(embedder, [*crops, *images], reference)
         except (ArtifactError, EmbeddingError) as error:
             raise ExportError(f"the written graph is no embedder: {error}") from error
-        canaries = encode_canaries(crops, {embedder.engine: embeddings})
+        canaries = encode_canaries(crops, {embedder.engine: embeddings[: len(crops)]})
         contract = _contract(blueprint, {MODEL_FILE: model, CANARIES_FILE: canaries})
         _write(stage / CANARIES_FILE, canaries)
         _write(stage / CONTRACT_FILE, encode_contract(contract))

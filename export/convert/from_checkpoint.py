@@ -1,0 +1,93 @@
+"""From a checkpoint: a network in torch becomes an artifact of the contract. The only module here that needs torch."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from reidserve.embed import Batch, Embeddings, Network, Source
+from reidserve.errors import ExportError
+from reidserve.export.checkpoints import Checkpoint
+from reidserve.export.convert.assembly import Assembled, Blueprint, assemble, check_free
+from reidserve.export.convert.feeding import Feeding, feed_by_hand
+from reidserve.export.convert.wrap import wrap
+from reidserve.export.model import Network as TorchNetwork
+
+OPSET = 17
+_PIXELS, _FEATURE = "pixels", "feature"
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint, out: Path, feeding: Feeding, *, images: Sequence[bytes] = (), force: bool = False
+) -> Assembled:
+    """Turn a checkpoint's network into an artifact in the folder `out`.
+
+    The written artifact is compared with the network in torch, on the canaries and on encoded `images`, and is left
+    nowhere if they differ.
+
+    Raises:
+        ExportError: the graph does not compute what the network does.
+        OutputExistsError: `out` is there already.
+    """
+    check_free(out, force=force)
+    network, architecture = checkpoint.network.eval(), checkpoint.architecture
+
+    def in_torch(batch: Batch) -> Embeddings:
+        with torch.inference_mode():
+            features = network(torch.from_numpy(feed_by_hand(batch, feeding.preprocessing)))
+            unit: Embeddings = torch.nn.functional.normalize(features).numpy()
+        return unit
+
+    graph = wrap(
+        trace(network, height=feeding.height, width=feeding.width),
+        feature=_FEATURE,
+        height=feeding.height,
+        width=feeding.width,
+        dim=architecture.dim,
+        preprocessing=feeding.preprocessing,
+    )
+    blueprint = Blueprint(
+        feeding=feeding,
+        dim=architecture.dim,
+        network=Network(
+            backbone=architecture.name,
+            neck=architecture.neck,
+            pooling=architecture.pooling,
+            feature=architecture.feature,
+        ),
+        source=Source(kind="checkpoint", sha256=checkpoint.sha256, dialect=checkpoint.dialect),
+    )
+    return assemble(graph, blueprint, out, reference=in_torch, images=images, force=force)
+
+
+def trace(network: TorchNetwork, *, height: int, width: int) -> onnx.ModelProto:
+    """The evaluation graph of a network: float32 (N, 3, height, width) in, (N, dim) out, N free, one file.
+
+    Raises:
+        ExportError: torch cannot write it in plain operators.
+    """
+    written = io.BytesIO()
+    # Two images: a batch of one would be taken for a constant by some operators.
+    example = torch.from_numpy(np.zeros((2, 3, height, width), np.float32))
+    try:
+        with warnings.catch_warnings():
+            # torch recommends its newer exporter, which writes weights beside the graph, and remarks that an
+            # InstanceNorm uses the image's own statistics, as it must.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                network,
+                (example,),
+                written,  # type: ignore[arg-type]  # a file will do for the exporter that is asked for
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=[_PIXELS],
+                output_names=[_FEATURE],
+                dynamic_axes={_PIXELS: {0: "N"}, _FEATURE: {0: "N"}},
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"torch cannot export the network: {error}") from error
+    return onnx.load_model_from_string(written.getvalue())

@@ -1,0 +1,159 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reidserve.embed import Preprocessing, open_embedder, read_artifact
+from reidserve.embed.onnx_session import OnnxSession
+from reidserve.errors import ExportError, OutputExistsError
+from tests.conftest import run_command, write_crops
+
+torch = pytest.importorskip("torch", reason="needs the [train] extra")
+
+from reidserve.export.checkpoints import Feed, read_checkpoint, write_checkpoint  # noqa: E402
+from reidserve.export.convert import Feeding  # noqa: E402
+from reidserve.export.convert.feeding import feed_by_hand  # noqa: E402
+from reidserve.export.convert.from_checkpoint import export_checkpoint, trace  # noqa: E402
+from reidserve.export.model import Architecture, Network, build_network  # noqa: E402
+from tests.test_checkpoints import GOLDENS, golden_inputs, golden_weights  # noqa: E402
+
+FEED = Feed(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), height=64, width=32)
+FEEDING = Feeding(
+    height=64,
+    width=32,
+    resize="bilinear",
+    preprocessing=Preprocessing(mean=FEED.mean, std=FEED.std, colour="rgb"),
+)
+
+
+def lively_network(architecture: Architecture) -> Network:
+    """A network whose norms and statistics are not those of birth, so that leaving one out would show."""
+    network = build_network(architecture, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in network.state_dict().items():
+        if name.endswith(("running_mean", "bias")):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+        elif name.endswith(("running_var", "weight")) and tensor.dim() == 1:
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return network.eval()
+
+
+VARIANTS = {
+    "ibn-a": Architecture(backbone="resnet18", ibn="a", classes=5),
+    "ibn-b": Architecture(backbone="resnet18", ibn="b", classes=5),
+    "bottlenecks": Architecture(backbone="resnet50", ibn="a", classes=5),
+    "no neck": Architecture(backbone="resnet18", neck="no", classes=5),
+    "before the neck": Architecture(backbone="resnet18", feature="before_neck", classes=5),
+    "gem": Architecture(backbone="resnet18", pooling="gem", classes=5),
+    "embedding": Architecture(backbone="resnet18", embedding_dim=24, classes=5),
+    "stem": Architecture(backbone="resnet18", stem_relu=False, stem_pool="ceil", last_stride=2, classes=5),
+    "no classifier": Architecture(backbone="resnet18", ibn="a"),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "model.safetensors"
+    write_checkpoint(path, lively_network(VARIANTS["ibn-a"]), FEED.to_metadata())
+    return path
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_artifact_computes_what_the_network_does_in_torch(variant: str, tmp_path: Path):
+    network = lively_network(VARIANTS[variant])
+    write_checkpoint(tmp_path / "c.safetensors", network, {})
+    made = export_checkpoint(read_checkpoint(tmp_path / "c.safetensors"), tmp_path / "model", FEEDING)
+    assert made.difference < 1e-6
+    batch = np.random.default_rng(0).integers(0, 256, (5, 64, 32, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        features = network(torch.from_numpy(feed_by_hand(batch, FEEDING.preprocessing)))
+    expected = torch.nn.functional.normalize(features).numpy()
+    embeddings = open_embedder(tmp_path / "model").embed(batch)
+    np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-6)
+    alone = np.concatenate([open_embedder(tmp_path / "model").embed(image[np.newaxis]) for image in batch[:2]])
+    np.testing.assert_array_equal(alone, embeddings[:2])
+
+
+@pytest.mark.parametrize(("name", "said"), GOLDENS, ids=[name for name, _ in GOLDENS])
+def test_a_projects_own_features_come_out_of_the_exported_graph(shared: Path, tmp_path: Path, name: str, said):
+    folder = shared / "data/goldens/dialects" / name
+    meta = json.loads((folder / "meta.json").read_text())
+    golden = np.load(folder / "golden.npz")
+    torch.save(golden_weights(folder, meta), tmp_path / "c.pth")
+    checkpoint = read_checkpoint(tmp_path / "c.pth", **said)
+    height, width = meta["input_size_hw"]
+    session = OnnxSession(trace(checkpoint.network, height=height, width=width).SerializeToString())
+    for kind, crops in golden_inputs(height, width).items():
+        expected = golden[f"{kind}feature"]
+        assert np.abs(session(crops) - expected).max() / np.abs(expected).max() <= 1e-4, kind
+
+
+def test_the_contract_says_what_the_network_is(checkpoint: Path, tmp_path: Path):
+    read = read_checkpoint(checkpoint)
+    export_checkpoint(read, tmp_path / "model", FEEDING)
+    contract = read_artifact(tmp_path / "model").contract
+    network = contract.network
+    assert (network.backbone, network.neck, network.pooling) == ("resnet18_ibn_a", "bnneck", "average")
+    assert (network.feature, network.flip) == ("after_neck", False)
+    assert (contract.source.kind, contract.source.dialect) == ("checkpoint", "reidserve")
+    assert contract.source.sha256 == read.sha256
+    assert (contract.height, contract.width, contract.dim) == (64, 32, 512)
+
+
+def test_equal_checkpoints_give_equal_bytes(checkpoint: Path, tmp_path: Path):
+    for name in ("one", "two"):
+        export_checkpoint(read_checkpoint(checkpoint), tmp_path / name, FEEDING)
+    assert [path.read_bytes() for path in sorted((tmp_path / "one").iterdir())] == [
+        path.read_bytes() for path in sorted((tmp_path / "two").iterdir())
+    ]
+
+
+def test_a_graph_that_is_not_the_network_is_left_nowhere(checkpoint: Path, tmp_path: Path):
+    read = read_checkpoint(checkpoint)
+    # In training mode BatchNorm's statistics would be the batch's; here they are moved after the graph was traced.
+    calls = []
+
+    def move(module, arguments, output):
+        calls.append(1)
+        return output + 0.01 * (len(calls) > 1)
+
+    read.network.pooling.register_forward_hook(move)
+    with pytest.raises(ExportError, match="differs from the model"):
+        export_checkpoint(read, tmp_path / "model", FEEDING)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_occupied_folder_is_refused_before_anything_is_traced(checkpoint: Path, tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(OutputExistsError, match="is no model"):
+        export_checkpoint(read_checkpoint(checkpoint), tmp_path, FEEDING, force=True)
+
+
+def test_the_command_exports_our_own_checkpoint_by_its_metadata(checkpoint: Path, tmp_path: Path):
+    write_crops(tmp_path / "crops", pids=2)
+    arguments = ["--checkpoint", checkpoint, "--out", tmp_path / "model", "--images", tmp_path / "crops", "--json"]
+    result = run_command("reid-export", *arguments)
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["difference"] < 1e-6
+    preprocessing = told["contract"]["preprocessing"]
+    assert preprocessing == {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "colour": "rgb"}
+    assert (told["contract"]["height"], told["contract"]["width"]) == (64, 32)
+    assert any("classifier.weight" in remark for remark in told["remarks"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected either --checkpoint or --onnx"),
+        (["--checkpoint", "a", "--onnx", "b"], "expected either --checkpoint or --onnx"),
+        (["--onnx", "a", "--size", "64x32", "--dialect", "reidserve"], "are of checkpoints, not of --onnx"),
+        (["--checkpoint", "a", "--output", "f"], "--output is of --onnx"),
+        (["--onnx", "a"], "--size HEIGHTxWIDTH is needed"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_wrong_usage(arguments, message: str, tmp_path: Path):
+    result = run_command("reid-export", *arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
