@@ -33,6 +33,7 @@ def evaluate(
     query_crops: Annotated[Path | None, Parameter(show_default=False)] = None,
     gallery_crops: Annotated[Path | None, Parameter(show_default=False)] = None,
     pattern: Pattern = None,
+    picture: Annotated[Path | None, Parameter(show_default=False)] = None,
     device: Device = "cpu",
     json: Json = False,
 ) -> int:
@@ -48,10 +49,12 @@ def evaluate(
         model: The artifact to score, as reid-export wrote it.
         query_crops: In place of a dataset: the folder of queries.
         gallery_crops: In place of a dataset: the folder of gallery crops.
+        picture: A PNG to write: queries from the best ranked to the worst, each with its best gallery crops, framed
+            green where they are right.
     """
-    from reidserve.datasets import Dataset, read_crops, read_dataset
+    from reidserve.datasets import Dataset, path_to_text, read_crops, read_dataset
     from reidserve.embed import open_embedder
-    from reidserve.evaluate import embed_crops
+    from reidserve.evaluate import draw_rankings, embed_crops
     from reidserve.evaluate import evaluate as score
 
     if data is not None and query_crops is None and gallery_crops is None and pattern is None:
@@ -65,6 +68,8 @@ def evaluate(
     with progress("embedding") as advance:
         query, gallery, failures = embed_crops(dataset.query, dataset.gallery, embedder, progress=advance)
     report = score(query, gallery)
+    if picture is not None:
+        draw_rankings(query, gallery, picture)
     if json:
         print_json(
             {
@@ -87,6 +92,7 @@ def evaluate(
                 "queries": f"{report.queries} scored, {report.unmatchable} without a right image left out",
                 "gallery": f"{report.gallery} images, {report.positives} right answers over all queries",
                 "rule": f"{report.protocol} on {dataset.layout}",
+                **({"picture": path_to_text(picture)} if picture is not None else {}),
                 "model": f"{embedder.contract.identity[:12]} on {embedder.engine}",
             }
         )

@@ -29,32 +29,40 @@ class Positives:
     ranks: NDArray[np.int64]
 
 
-def rank_positives(query: Labelled, gallery: Labelled) -> Iterator[Positives]:
-    """The positives of each query in turn, by the rule of Market-1501 (Zheng et al., 2015).
+class MarketRule:
+    """The rule of Market-1501 (Zheng et al., 2015) between queries and a gallery.
 
     For each query, gallery entries with its pid and its camid are dropped, as are junk (pid "-1") and the query's
     own source; what is left of its pid is right, everything else wrong.
     """
-    codes = _Codes()
-    query_pids, gallery_pids = codes.of(query.pids), codes.of(gallery.pids)
-    query_camids, gallery_camids = codes.of(query.camids), codes.of(gallery.camids)
-    query_sources, gallery_sources = codes.of(query.sources), codes.of(gallery.sources)
-    not_junk = gallery_pids != codes.of([JUNK])[0]
 
+    def __init__(self, query: Labelled, gallery: Labelled) -> None:
+        codes = _Codes()
+        self._query = [codes.of(labels) for labels in (query.pids, query.camids, query.sources)]
+        self._gallery = [codes.of(labels) for labels in (gallery.pids, gallery.camids, gallery.sources)]
+        self._not_junk = self._gallery[0] != codes.of([JUNK])[0]
+
+    def judge(self, place: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """For one query, which gallery entries (G,) count, and which of these are right."""
+        same_pid, same_camid, same_source = (
+            _same(labels, label[place]) for labels, label in zip(self._gallery, self._query, strict=True)
+        )
+        counts = self._not_junk & ~(same_pid & same_camid) & ~same_source
+        return counts, counts & same_pid
+
+
+def rank_positives(query: Labelled, gallery: Labelled) -> Iterator[Positives]:
+    """The positives of each query in turn, by the rule of Market-1501."""
+    rule = MarketRule(query, gallery)
     parts = list(query_chunks(len(query), len(gallery)))
     buffer = np.empty((parts[0].stop if parts else 0, len(gallery)), np.float32)
     for part in parts:
         products = buffer[: part.stop - part.start]
         np.matmul(query.embeddings[part], gallery.embeddings.T, out=products)
         for product, place in zip(products, range(part.start, part.stop), strict=True):
-            same_pid = _same(gallery_pids, query_pids[place])
-            dropped = (same_pid & _same(gallery_camids, query_camids[place])) | _same(
-                gallery_sources, query_sources[place]
-            )
-            counts = not_junk & ~dropped
+            counts, right = rule.judge(place)
             product[~counts] = -np.inf
-            right = np.flatnonzero(same_pid & counts)
-            ranks = _ranks(query.embeddings[place], gallery.embeddings, product, right)
+            ranks = _ranks(query.embeddings[place], gallery.embeddings, product, np.flatnonzero(right))
             yield Positives(np.sort(ranks))
 
 

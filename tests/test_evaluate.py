@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from reidserve.datasets import Crop
 from reidserve.embed import Embedder
 from reidserve.errors import EvaluationError
-from reidserve.evaluate import Labelled, embed_crops, evaluate
+from reidserve.evaluate import Labelled, draw_rankings, embed_crops, evaluate
+from reidserve.evaluate.picture import RIGHT, WRONG, best_of, choose_queries
 from tests.conftest import unit_rows, write_crops
 
 
@@ -154,6 +156,28 @@ def test_memory_does_not_grow_with_queries_times_gallery():
     tracemalloc.stop()
     # The whole matrix of products would take 200 MB.
     assert peak < 90e6
+
+
+def test_a_picture_shows_queries_from_best_to_worst_framed_right_and_wrong(tmp_path: Path):
+    paths = write_crops(tmp_path / "crops", pids=4, camids=3)
+    labels = [(path.name[:4], path.name[6], str(path)) for path in paths]
+    rng = np.random.default_rng(0)
+    identities = unit_rows(rng, 4, 16)
+    embeddings = identities.repeat(3, axis=0) + 0.4 * unit_rows(rng, 12, 16)
+    embeddings[:3] = unit_rows(rng, 3, 16)  # nothing of the first identity is recognised
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    both = Labelled(embeddings, *(list(column) for column in zip(*labels, strict=True)))
+    chosen = choose_queries(both, both, 4)
+    assert len(set(chosen)) == 4
+    assert both.pids[chosen[-1]] == "0001"
+    draw_rankings(both, both, tmp_path / "ranked.png", rows=4, top_k=5)
+    with Image.open(tmp_path / "ranked.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    for line, place in enumerate(chosen):
+        frames = [tuple(pixels[14 + 30 + line * 158 + 2, 14 + column * 86 + 6 + 40]) for column in range(1, 6)]
+        right = [right for _, right in best_of(both, both, place, 5)]
+        assert frames == [RIGHT if hit else WRONG for hit in right]
+        assert place not in [row for row, _ in best_of(both, both, place, 12)]
 
 
 def test_each_file_is_embedded_once_and_bad_ones_are_named(tmp_path: Path, embedder: Embedder):
