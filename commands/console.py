@@ -72,7 +72,13 @@ def run(app: App) -> NoReturn:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "reidserve":
             raise
-        sys.exit(_fail("PACKAGE_MISSING", f"this needs the package {error.name}: install reidserve[cpu,onnx]", FAILED))
+        sys.exit(
+            _fail(
+                "PACKAGE_MISSING",
+                f"this needs the package {error.name}: install reidserve[cpu,onnx], and [train] for checkpoints",
+                FAILED,
+            )
+        )
     except BrokenPipeError:
         # The reader of a pipe has left (head, less): nothing to say and nobody to say it to.
         sys.stderr.close()

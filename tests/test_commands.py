@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.conftest import BIN, Server, draw_crop, foreign_model, run_command, save_onnx, write_crops
 
-COMMANDS = ["reid-eval", "reid-export", "reid-index", "reid-search", "reid-serve", "reid-synth"]
+COMMANDS = ["reid-eval", "reid-export", "reid-index", "reid-search", "reid-serve", "reid-synth", "reid-train"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -144,7 +144,7 @@ def test_serving_imports_no_training_export_or_plotting_package(server: Server, 
 
 
 def test_no_command_loads_an_engine_to_print_its_help():
-    for command in ("reid-serve", "reid-index", "reid-eval", "reid-export", "reid-search", "reid-synth"):
+    for command in ("reid-serve", "reid-index", "reid-eval", "reid-export", "reid-search", "reid-synth", "reid-train"):
         script = (
             "import sys, runpy\nsys.argv = [sys.argv[1], '--help']\n"
             "try: runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit: pass\n"
