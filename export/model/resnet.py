@@ -3,6 +3,8 @@
 Modules are named as in torchvision and the official IBN-Net, so that their tensors keep their names.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +38,7 @@ class InstanceBatchNorm(nn.Module):
         return torch.cat((self.IN(first.contiguous()), self.BN(second.contiguous())), dim=1)
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """What both kinds of block share: a residual branch, the shortcut, and IBN-b's InstanceNorm after their sum."""
 
     expansion: int
@@ -52,9 +54,9 @@ class Block(nn.Module):
                 nn.Conv2d(channels_in, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
             )
 
+    @abstractmethod
     def branch(self, x: Tensor) -> Tensor:
         """The residual, before it is added to the shortcut."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels_in, H, W) to (N, planes * expansion, H / stride, W / stride)."""
