@@ -64,6 +64,8 @@ def evaluate(
         dataset = Dataset("crops", query=parts[0], gallery=parts[1])
     else:
         raise UsageError("expected a dataset, or --query-crops and --gallery-crops (and --pattern) in its place")
+    if picture is not None and (picture.is_dir() or not picture.absolute().parent.is_dir()):
+        raise UsageError(f"--picture must be a file in a folder that is there, got {path_to_text(picture)}")
     embedder = open_embedder(model, device=device)
     with progress("embedding") as advance:
         query, gallery, failures = embed_crops(dataset.query, dataset.gallery, embedder, progress=advance)

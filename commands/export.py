@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from reidserve.commands.console import Force, Json, make_app, print_facts, print_json, print_lines, run
-from reidserve.errors import UsageError
+from reidserve.errors import ExportError, ImageError, UsageError
 
 if TYPE_CHECKING:
     from reidserve.export.checkpoints import Feed
@@ -39,7 +39,7 @@ def export(
     dialect: Annotated[str | None, _Unsaid] = None,
     arch: Annotated[str | None, _Unsaid] = None,
     last_stride: Annotated[Literal[1, 2] | None, _Unsaid] = None,
-    stem_pool: Annotated[str | None, _Unsaid] = None,
+    stem_pool: Annotated[Literal["padded", "halving", "ceil"] | None, _Unsaid] = None,
     pooling: Annotated[Literal["average", "gem"] | None, _Unsaid] = None,
     output: Annotated[str | None, _Unsaid] = None,
     images: Annotated[Path | None, _Unsaid] = None,
@@ -115,7 +115,12 @@ def _convert(
 
     read = read_checkpoint(checkpoint, **told)
     feeding = make_feeding(said, told=read.feeding)
-    return export_checkpoint(read, out, feeding, images=compared, force=force), read.remarks
+    overruled = [
+        f"--{name} {value} was said in place of what the file tells"
+        for name, value in said.items()
+        if value is not None and read.dialect == "reidserve" and read.feeding is not None
+    ]
+    return export_checkpoint(read, out, feeding, images=compared, force=force), [*overruled, *read.remarks]
 
 
 def make_feeding(said: Said, *, told: "Feed | None" = None) -> "Feeding":
@@ -135,20 +140,36 @@ def make_feeding(said: Said, *, told: "Feed | None" = None) -> "Feeding":
     else:
         raise UsageError("--size HEIGHTxWIDTH is needed, such as 256x128: nothing else tells the input size")
     mean, std = said["mean"], said["std"]
+    colour = said["colour"] or (told.colour if told is not None else "rgb")
+    usual_mean, usual_std = (told.mean, told.std) if told is not None else (IMAGENET_MEAN, IMAGENET_STD)
+    if told is None and colour == "bgr":
+        usual_mean, usual_std = _turned(usual_mean), _turned(usual_std)
     preprocessing = Preprocessing(
-        mean=parse_triple("--mean", mean) if mean is not None else told.mean if told is not None else IMAGENET_MEAN,
-        std=parse_triple("--std", std) if std is not None else told.std if told is not None else IMAGENET_STD,
-        colour=said["colour"] or (told.colour if told is not None else "rgb"),
+        mean=parse_triple("--mean", mean) if mean is not None else usual_mean,
+        std=parse_triple("--std", std) if std is not None else usual_std,
+        colour=colour,
     )
     resize = said["resize"] or (told.resize if told is not None else "bilinear")
     return Feeding(height=height, width=width, resize=resize, preprocessing=preprocessing)
 
 
-def _read_images(folder: Path) -> list[bytes]:
-    from reidserve.datasets import read_crops
-    from reidserve.embed import read_image
+def _turned(triple: Triple) -> Triple:
+    """ImageNet's numbers stand red first; a model fed blue first wants them the other way round."""
+    return triple[2], triple[1], triple[0]
 
-    return [read_image(crop.path) for crop in read_crops(folder)]
+
+def _read_images(folder: Path) -> list[bytes]:
+    from reidserve.datasets import path_to_text, read_crops
+    from reidserve.embed import decode, read_image
+
+    images = []
+    for crop in read_crops(folder):
+        try:
+            images.append(read_image(crop.path))
+            decode(images[-1])
+        except ImageError as error:
+            raise ExportError(f"{path_to_text(crop.path)}: {error}") from error
+    return images
 
 
 def _report(made: "Assembled", out: str, images: int, remarks: list[str], *, json: bool) -> None:

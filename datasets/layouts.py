@@ -102,8 +102,8 @@ def _recognise(root: Path) -> Layout:
     if not candidates:
         known = "; ".join(f"{layout.name}: {layout.query}/, {layout.gallery}/" for layout in LAYOUTS)
         raise DatasetError(
-            f"{path_to_text(root)} has none of the layouts known ({known}); for folders of your own give "
-            "--query-crops, --gallery-crops and --pattern"
+            f"{path_to_text(root)} has none of the layouts known ({known}); for others make a .csv table with the "
+            "columns path, pid, camid and split"
         )
     return _best_named(candidates, root / candidates[0].query)
 

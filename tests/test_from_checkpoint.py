@@ -7,7 +7,7 @@ import pytest
 from reidserve.embed import Preprocessing, open_embedder, read_artifact
 from reidserve.embed.onnx_session import OnnxSession
 from reidserve.errors import ExportError, OutputExistsError
-from tests.conftest import run_command, write_crops
+from tests.conftest import foreign_model, run_command, save_onnx, write_crops
 
 torch = pytest.importorskip("torch", reason="needs the [train] extra")
 
@@ -157,3 +157,35 @@ def test_options_that_do_not_fit_together_are_wrong_usage(arguments, message: st
     result = run_command("reid-export", *arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+def test_what_is_said_against_our_own_checkpoint_is_done_and_remarked(checkpoint: Path, tmp_path: Path):
+    arguments = ["--checkpoint", checkpoint, "--out", tmp_path / "model", "--colour", "bgr", "--json"]
+    told = json.loads(run_command("reid-export", *arguments).stdout)
+    assert told["contract"]["preprocessing"]["colour"] == "bgr"
+    assert "--colour bgr was said in place of what the file tells" in told["remarks"]
+
+
+def test_imagenets_numbers_follow_the_colour_order(tmp_path: Path):
+    save_onnx(foreign_model(), tmp_path / "small.onnx")
+    arguments = ["--onnx", "small.onnx", "--size", "64x32", "--colour", "bgr", "--json"]
+    told = json.loads(run_command("reid-export", *arguments, cwd=tmp_path).stdout)
+    assert told["contract"]["preprocessing"]["mean"] == [0.406, 0.456, 0.485]
+
+
+def test_a_bad_image_to_compare_on_is_named_and_nothing_is_written(checkpoint: Path, tmp_path: Path):
+    write_crops(tmp_path / "crops", pids=1)
+    (tmp_path / "crops" / "0009_c1s1_000000_00.jpg").write_text("no image")
+    arguments = ["--checkpoint", checkpoint, "--out", tmp_path / "model", "--images", tmp_path / "crops"]
+    result = run_command("reid-export", *arguments)
+    assert result.returncode == 1
+    assert "0009_c1s1_000000_00.jpg: expected a JPEG" in result.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_size_that_the_network_cannot_take_is_refused_in_one_line(checkpoint: Path, tmp_path: Path):
+    result = run_command("reid-export", "--checkpoint", checkpoint, "--out", tmp_path / "model", "--size", "16x16")
+    assert result.returncode == 1
+    assert "torch cannot export the network at 16x16" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -60,7 +60,7 @@ def test_an_unknown_layout_is_refused_with_those_known(tmp_path: Path):
     assert str(tmp_path) in str(refused.value)
     for layout in LAYOUTS:
         assert f"{layout.name}: {layout.query}/, {layout.gallery}/" in str(refused.value)
-    assert "--query-crops, --gallery-crops and --pattern" in str(refused.value)
+    assert "the columns path, pid, camid and split" in str(refused.value)
 
 
 def test_a_missing_root_is_refused(tmp_path: Path):

@@ -603,9 +603,11 @@ def test_a_damaged_state_is_refused(unfinished: Path, material: Material, damage
 
 def test_a_foreign_folder_a_file_and_a_second_writer_are_refused(material: Material, tmp_path: Path):
     (tmp_path / "precious").write_text("precious")
+    (tmp_path / ".precious.partial").write_text("also precious")
     for place in (tmp_path, tmp_path / "precious"):
         with pytest.raises(OutputExistsError, match="choose another --out"):
             train_into(place, material, force=True)
+    assert (tmp_path / ".precious.partial").read_text() == "also precious"
     with (
         claim_folder(tmp_path / "run", SMALL),
         pytest.raises(ExportError, match="another process is training in"),

@@ -93,7 +93,7 @@ def _take(contents: Contents, name: str, own: str) -> Tensor:
     tensor = contents.tensors[name]
     if own.endswith(_COUNTER):
         return tensor.to(torch.int64, copy=True)
-    if tensor.layout != torch.strided or tensor.dtype not in _EXACT_IN_FLOAT32:
+    if tensor.dtype not in _EXACT_IN_FLOAT32:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise CheckpointError(f"{contents.path}: {name} is {kind}, float32, float16 or bfloat16 was expected")
     values = tensor.to(torch.float32, copy=True).contiguous()

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,7 +76,9 @@ def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[
 
 
 def _read_pickle(path: Path, data: bytes) -> object:
-    with _numpy_scalars_as_nothing():
+    # torch remarks on old formats and on ones it then refuses.
+    with _numpy_scalars_as_nothing(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -134,6 +137,9 @@ def _unwrap(path: Path, loaded: object) -> dict[str, Tensor]:
             f"{path} is no state dict, nor has it one under {' or '.join(_WRAPPERS)}: these are no tensors: "
             f"{name_some(others)}"
         )
+    hollow = [str(name) for name, value in loaded.items() if value.is_meta or value.layout != torch.strided]
+    if hollow:
+        raise CheckpointError(f"{path} holds tensors that are sparse or have no values: {name_some(hollow)}")
     return {str(name): value for name, value in loaded.items()}
 
 

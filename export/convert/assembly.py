@@ -29,6 +29,9 @@ from reidserve.export.convert.feeding import Feeding
 
 _OWN_FILES = frozenset({CONTRACT_FILE, MODEL_FILE, CANARIES_FILE})
 
+_TOGETHER = 32
+"""Crops that are run at once: of --images there may be thousands."""
+
 PARITY_BOUND = 1e-5
 """Largest difference in any component of a unit embedding between the written graph and its reference."""
 
@@ -101,8 +104,9 @@ def _prove(
 ) -> tuple[Embeddings, float]:
     """The embeddings of the crops and their largest difference from the reference's, both as they must be."""
     batch = np.stack([embedder.prepare(crop) for crop in crops])
-    together = embedder.embed(batch)
-    difference = float(np.abs(together - reference(batch)).max())
+    parts = [batch[start : start + _TOGETHER] for start in range(0, len(batch), _TOGETHER)]
+    together = np.concatenate([embedder.embed(part) for part in parts])
+    difference = float(np.abs(together - np.concatenate([reference(part) for part in parts])).max())
     if not difference <= PARITY_BOUND:
         raise ExportError(
             f"the written graph differs from the model by {difference:.2g}, at most {PARITY_BOUND:g} was expected"

@@ -88,6 +88,7 @@ def trace(network: TorchNetwork, *, height: int, width: int) -> onnx.ModelProto:
                 output_names=[_FEATURE],
                 dynamic_axes={_PIXELS: {0: "N"}, _FEATURE: {0: "N"}},
             )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"torch cannot export the network: {error}") from error
+    except (torch.onnx.errors.OnnxExporterError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ExportError(f"torch cannot export the network at {height}x{width}: {reason}") from error
     return onnx.load_model_from_string(written.getvalue())

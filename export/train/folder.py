@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,17 +76,21 @@ def claim_folder(out: Path, settings: Settings, *, force: bool = False) -> Itera
     """
     if out.exists() and not out.is_dir():
         raise OutputExistsError(f"{out} is there already and is no folder: choose another --out")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out, os.O_RDONLY)
     try:
         _lock(handle, out)
         try:
-            for cut_off in out.glob(".*.partial"):
-                cut_off.unlink()
-            yield RunFolder(out, _unfinished(out, settings, force=force))
+            folder = RunFolder(out, _unfinished(out, settings, force=force))
+            for own in (folder.state, folder.model, folder.log):
+                for cut_off in out.glob(f".{own.name}.*partial"):
+                    cut_off.unlink()
+            yield folder
         finally:
-            if not any(out.iterdir()):
-                out.rmdir()
+            for folder_made in made:  # what was made for nothing goes again
+                with suppress(OSError):
+                    folder_made.rmdir()
     finally:
         os.close(handle)
 

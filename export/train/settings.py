@@ -13,8 +13,8 @@ Device = Literal["cpu", "cuda"]
 Triple = tuple[float, float, float]
 
 _RANGES: Mapping[str, tuple[float, float]] = {
-    "height": (16, 2048),
-    "width": (16, 2048),
+    "height": (32, 2048),
+    "width": (32, 2048),
     "epochs": (1, 100_000),
     "batch_identities": (2, 4096),
     "batch_images": (2, 4096),

@@ -50,11 +50,15 @@ def write_state(path: Path, state: State, network: Network, optimiser: Optimizer
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(f".{path.name}.partial")
     # Written here: the library's own writer leaves a file of a name nobody knows when it is cut off.
-    with partial.open("wb") as file:
-        file.write(save(contiguous, {"format": FORMAT, "state": msgspec.json.encode(state).decode()}))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(save(contiguous, {"format": FORMAT, "state": msgspec.json.encode(state).decode()}))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     handle = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(handle)
