@@ -16,7 +16,7 @@ REFERENCE_ENGINE = "fp32/onnxruntime-cpu"
 BOUNDS: Mapping[str, float] = {REFERENCE_ENGINE: 1e-4}
 """Largest difference in any component of a unit embedding, per engine, against that engine's own canaries.
 
-Other CPUs and versions move an fp32 embedding by about 1e-6; another resize filter moves one by 1e-2.
+Far above what rounding moves, and far below the 1e-2 by which another resize filter moves one.
 """
 
 FOREIGN_BOUND = 1e-2
