@@ -1,7 +1,6 @@
 """Our own checkpoints: safetensors whose metadata say what the network is and how it was fed."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,7 +10,7 @@ import safetensors.torch
 
 from reidserve.errors import CheckpointError, ExportError
 from reidserve.export.checkpoints.feed import Feed, parse_feed
-from reidserve.export.checkpoints.files import Contents
+from reidserve.export.checkpoints.files import Contents, write_whole
 from reidserve.export.model.architecture import Architecture
 from reidserve.export.model.network import Network
 
@@ -37,21 +36,7 @@ def write_checkpoint(path: Path, network: Network, metadata: Mapping[str, str]) 
     everything = {**metadata, _FORMAT: _VERSION, _ARCHITECTURE: json.dumps(asdict(network.architecture))}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     data = _sorted_header(safetensors.torch.save(tensors, everything))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.absolute().parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_whole(path, data)
 
 
 def _sorted_header(data: bytes) -> bytes:

@@ -1,6 +1,5 @@
 """The state of a run between two epochs, whole or not there: weights, the optimiser's moments, settings, the best."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from reidserve.errors import ExportError, UsageError
+from reidserve.export.checkpoints.files import write_whole
 from reidserve.export.model import Network
 from reidserve.export.train.record import Record
 from reidserve.export.train.settings import Settings
@@ -48,22 +48,8 @@ def write_state(path: Path, state: State, network: Network, optimiser: Optimizer
     tensors |= {_OPTIMISER + name: tensor for name, tensor in _moments(network, optimiser)}
     # safetensors knows one memory format.
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    partial = path.with_name(f".{path.name}.partial")
     # Written here: the library's own writer leaves a file of a name nobody knows when it is cut off.
-    try:
-        with partial.open("wb") as file:
-            file.write(save(contiguous, {"format": FORMAT, "state": msgspec.json.encode(state).decode()}))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_whole(path, save(contiguous, {"format": FORMAT, "state": msgspec.json.encode(state).decode()}))
 
 
 def read_state(path: Path) -> State:
