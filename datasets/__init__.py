@@ -1,5 +1,6 @@
 """Files on disk become crops: layouts, tables, patterns, and the synthetic set."""
 
+from reidserve.datasets.attributes import NO_ATTRIBUTES, Attribute, Attributes, read_attribute, wrong_attributes
 from reidserve.datasets.crop import JUNK, Crop, Dataset
 from reidserve.datasets.layouts import LAYOUTS, LayoutName, read_crops, read_dataset, read_training
 from reidserve.datasets.names import path_to_text, text_to_path
@@ -7,12 +8,17 @@ from reidserve.datasets.names import path_to_text, text_to_path
 __all__ = [
     "JUNK",
     "LAYOUTS",
+    "NO_ATTRIBUTES",
+    "Attribute",
+    "Attributes",
     "Crop",
     "Dataset",
     "LayoutName",
     "path_to_text",
+    "read_attribute",
     "read_crops",
     "read_dataset",
     "read_training",
     "text_to_path",
+    "wrong_attributes",
 ]

@@ -1,8 +1,10 @@
 """A crop: one photograph of one target, as it lies on disk."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from reidserve.datasets.attributes import NO_ATTRIBUTES, Attributes
 
 JUNK = "-1"
 """The pid of junk, detections that are neither right nor wrong (Market-1501): dropped from every ranking."""
@@ -17,12 +19,14 @@ class Crop:
         pid: the identity (a person or a vehicle) as text; None where unknown, "-1" for junk.
         camid: the camera as text; None where unknown.
         timestamp: when it was taken, microseconds since 1970 UTC; None where unknown.
+        attributes: what else is known of it, by name.
     """
 
     path: Path
     pid: str | None = None
     camid: str | None = None
     timestamp: int | None = None
+    attributes: Attributes = field(default_factory=lambda: NO_ATTRIBUTES, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

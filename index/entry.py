@@ -1,10 +1,12 @@
 """What a gallery holds, and what a search finds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from reidserve.datasets import NO_ATTRIBUTES, Attributes, wrong_attributes
 from reidserve.errors import EntryError
 
 MAX_TEXT = 4096
+MAX_TIMESTAMP = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +19,10 @@ class Entry:
         camid: the camera; None where unknown.
         timestamp: when it was taken, microseconds since 1970 UTC; None where unknown.
         source: the file it came from, as `path_to_text` writes paths; None where there is none.
+        attributes: what else is known of it, by name: text, numbers, booleans.
 
     Raises:
-        EntryError: an id that is empty, or a text that is too long or not Unicode.
+        EntryError: an id that is empty, a text that is too long or not Unicode, or a value that cannot be kept.
     """
 
     id: str
@@ -27,6 +30,7 @@ class Entry:
     camid: str | None = None
     timestamp: int | None = None
     source: str | None = None
+    attributes: Attributes = field(default_factory=lambda: NO_ATTRIBUTES, hash=False)
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -43,6 +47,12 @@ class Entry:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise EntryError(f"an entry's {name} must be Unicode, got {text!r}") from error
+        if self.timestamp is not None and (
+            type(self.timestamp) is not int or not -MAX_TIMESTAMP <= self.timestamp <= MAX_TIMESTAMP
+        ):
+            raise EntryError(f"an entry's timestamp must be microseconds of 64 bits, got {self.timestamp!r}")
+        if self.attributes and (wrong := wrong_attributes(self.attributes)):
+            raise EntryError(f"entry {self.id!r}: {wrong}")
 
 
 @dataclass(frozen=True, slots=True)
