@@ -4,6 +4,7 @@ from reidserve.datasets.attributes import NO_ATTRIBUTES, Attribute, Attributes, 
 from reidserve.datasets.crop import JUNK, Crop, Dataset
 from reidserve.datasets.layouts import LAYOUTS, LayoutName, read_crops, read_dataset, read_training
 from reidserve.datasets.names import path_to_text, text_to_path
+from reidserve.datasets.tables import read_timestamp
 
 __all__ = [
     "JUNK",
@@ -18,6 +19,7 @@ __all__ = [
     "read_attribute",
     "read_crops",
     "read_dataset",
+    "read_timestamp",
     "read_training",
     "text_to_path",
     "wrong_attributes",

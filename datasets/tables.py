@@ -1,15 +1,19 @@
-"""A CSV table of crops: the columns path, pid, camid, timestamp and split, of which only path is needed."""
+"""A CSV table of crops: the columns path (which alone is needed), pid, camid, timestamp, split, attributes.NAME."""
 
 import csv
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from reidserve.datasets.attributes import NO_ATTRIBUTES, Attributes, read_attribute, wrong_attributes
 from reidserve.datasets.crop import Crop, Dataset
 from reidserve.datasets.names import path_to_text
 from reidserve.errors import DatasetError
 
 COLUMNS = ("path", "pid", "camid", "timestamp", "split")
+ATTRIBUTE = "attributes."
+"""How the name of an attribute's column begins."""
+
 SPLITS = ("train", "query", "gallery")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -47,6 +51,21 @@ def training_of_table(path: Path) -> list[Crop]:
     return train
 
 
+def read_timestamp(text: str) -> int:
+    """The moment that an ISO 8601 text with a time zone names, in microseconds since 1970 UTC.
+
+    Raises:
+        DatasetError: it is no such text.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise DatasetError(f"the timestamp {text!r} is not ISO 8601") from error
+    if moment.tzinfo is None:
+        raise DatasetError(f"the timestamp {text!r} has no time zone (end it in Z for UTC)")
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
 def _parts(path: Path, *wanted: str) -> list[list[Crop]]:
     parts: dict[str, list[Crop]] = {split: [] for split in SPLITS}
     for line, row in _rows(path):
@@ -65,12 +84,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             header = reader.fieldnames or []
-            unknown = sorted(set(header) - set(COLUMNS))
-            if "path" not in header or unknown or len(set(header)) < len(header):
-                raise DatasetError(
-                    f"{path_to_text(path)} must have the columns path and any of "
-                    f"{', '.join(COLUMNS[1:])}, got {', '.join(header)}"
-                )
+            _check_header(path, header)
             for row in reader:
                 if None in row or None in row.values():
                     raise DatasetError(f"{path_to_text(path)}, line {reader.line_num}: expected {len(header)} fields")
@@ -79,6 +93,19 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
         raise DatasetError(f"{path_to_text(path)} cannot be read: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise DatasetError(f"{path_to_text(path)} is no CSV table in UTF-8: {error}") from error
+
+
+def _check_header(table: Path, header: Sequence[str]) -> None:
+    attributes = [column for column in header if column.startswith(ATTRIBUTE)]
+    unknown = set(header) - set(COLUMNS) - set(attributes)
+    if "path" not in header or unknown or len(set(header)) < len(header):
+        raise DatasetError(
+            f"{path_to_text(table)} must have the columns path and any of "
+            f"{', '.join(COLUMNS[1:])}, {ATTRIBUTE}NAME, got {', '.join(header)}"
+        )
+    for column in attributes:
+        if wrong := wrong_attributes({column.removeprefix(ATTRIBUTE): True}):
+            raise DatasetError(f"{path_to_text(table)}, column {column!r}: {wrong}")
 
 
 def _crop(table: Path, line: int, row: Mapping[str, str]) -> Crop:
@@ -90,20 +117,24 @@ def _crop(table: Path, line: int, row: Mapping[str, str]) -> Crop:
         table.parent / row["path"],
         pid=row.get("pid") or None,
         camid=row.get("camid") or None,
-        timestamp=_microseconds(table, line, row.get("timestamp") or None),
+        timestamp=_timestamp(table, line, row.get("timestamp") or None),
+        attributes=_attributes(table, line, row),
     )
 
 
-def _microseconds(table: Path, line: int, text: str | None) -> int | None:
-    if text is None:
-        return None
+def _attributes(table: Path, line: int, row: Mapping[str, str]) -> Attributes:
+    attributes = {
+        column.removeprefix(ATTRIBUTE): read_attribute(cell)
+        for column, cell in row.items()
+        if cell and column.startswith(ATTRIBUTE)
+    }
+    if wrong := wrong_attributes(attributes):
+        raise DatasetError(f"{path_to_text(table)}, line {line}: {wrong}")
+    return attributes or NO_ATTRIBUTES
+
+
+def _timestamp(table: Path, line: int, text: str | None) -> int | None:
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise DatasetError(f"{path_to_text(table)}, line {line}: the timestamp {text!r} is not ISO 8601") from error
-    if moment.tzinfo is None:
-        raise DatasetError(
-            f"{path_to_text(table)}, line {line}: the timestamp {text!r} has no time zone (end it in Z for UTC)"
-        )
-    elapsed = moment - _EPOCH
-    return (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds
+        return None if text is None else read_timestamp(text)
+    except DatasetError as error:
+        raise DatasetError(f"{path_to_text(table)}, line {line}: {error}") from error

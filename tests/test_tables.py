@@ -47,6 +47,9 @@ def test_an_absolute_path_stays_absolute(tmp_path: Path):
         ("Path", "Path"),
         ("path;pid", "path;pid"),
         ("path,", "path, "),
+        ("path,attributes", "path, attributes"),
+        ("path,attribute.colour", "path, attribute.colour"),
+        ("path,attributes.colour,attributes.colour", "path, attributes.colour, attributes.colour"),
         ("path,pid,path", "path, pid, path"),
         ("", ""),
     ],
@@ -55,8 +58,48 @@ def test_columns_that_are_missing_unknown_or_doubled_are_refused(tmp_path: Path,
     table = write_table(tmp_path, header + "\n" + ",".join("abc"[: header.count(",") + 1]) + "\n" if header else "")
     with pytest.raises(DatasetError) as refused:
         crops_of_table(table)
-    expected = f"{table} must have the columns path and any of pid, camid, timestamp, split, got {got}"
+    expected = f"{table} must have the columns path and any of pid, camid, timestamp, split, attributes.NAME, got {got}"
     assert str(refused.value).startswith(expected)
+
+
+def test_attributes_are_read_and_an_empty_cell_is_none(tmp_path: Path):
+    text = (
+        "attributes.colour,path,attributes.speed,attributes.parked\n"
+        'red,a.jpg,13.9,true\n,b.jpg,0017,\n"""7""",c.jpg,7,True\n,d.jpg,,\n'
+    )
+    crops = crops_of_table(write_table(tmp_path, text))
+    assert [dict(crop.attributes) for crop in crops] == [
+        {"colour": "red", "speed": 13.9, "parked": True},
+        {"speed": "0017"},
+        {"colour": "7", "speed": 7, "parked": "True"},
+        {},
+    ]
+    assert crops[3] == Crop(tmp_path / "d.jpg")
+
+
+def test_attributes_are_read_in_every_part_of_a_dataset(tmp_path: Path):
+    table = write_table(tmp_path, "path,split,attributes.n\n1.jpg,query,1\n2.jpg,gallery,2\n")
+    dataset = read_dataset(table)
+    assert [crop.attributes["n"] for crop in (*dataset.query, *dataset.gallery)] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["", "9x", "a b", "id", "camid", "a.b"])
+def test_a_column_whose_attribute_cannot_be_named_so_is_refused(tmp_path: Path, name: str):
+    with pytest.raises(DatasetError, match=rf"crops.csv, column 'attributes.{name}': an attribute's name must be a "):
+        crops_of_table(write_table(tmp_path, f"path,attributes.{name}\na.jpg,\n"))
+
+
+def test_an_attribute_that_cannot_be_kept_is_refused_with_its_line(tmp_path: Path):
+    with pytest.raises(DatasetError, match=r"crops.csv, line 3: attribute a must be text \(up to 4096 characters\), "):
+        crops_of_table(write_table(tmp_path, f"path,attributes.a\na.jpg,1\nb.jpg,{'x' * 4097}\n"))
+
+
+def test_a_row_of_more_attributes_than_allowed_is_refused_and_a_sparse_table_is_not(tmp_path: Path):
+    header = ",".join(["path", *(f"attributes.a{number}" for number in range(65))])
+    sparse = f"{header}\na.jpg,{',' * 64}7\n"
+    assert crops_of_table(write_table(tmp_path, sparse)) == [Crop(tmp_path / "a.jpg", attributes={"a64": 7})]
+    with pytest.raises(DatasetError, match=r"crops.csv, line 3: may have 64 attributes, got 65"):
+        crops_of_table(write_table(tmp_path, f"{sparse}b.jpg{',1' * 65}\n"))
 
 
 @pytest.mark.parametrize("row", ["b.jpg", "b.jpg,2,3", "b.jpg,2,"])
