@@ -90,6 +90,18 @@ class GalleryLockedError(GalleryError):
     reason = "GALLERY_LOCKED"
 
 
+class GalleryFullError(GalleryError):
+    """More entries than the memory that was allowed has room for."""
+
+    reason = "GALLERY_FULL"
+
+
+class GalleryBehindError(GalleryError):
+    """A generation that was waited for has not been read in time."""
+
+    reason = "GALLERY_BEHIND"
+
+
 class EntryError(ReidError):
     """An entry that should be written is not a valid one."""
 

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from reidserve.datasets import JUNK
 from reidserve.embed import Embeddings
 from reidserve.evaluate.labelled import Labelled
-from reidserve.index.ranking import SETTLED_WITHIN, query_chunks, settled_scores
+from reidserve.index.ranking import SETTLED_WITHIN, settled_scores
 
 _UNKNOWN = -1
+_PRODUCT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +55,7 @@ class MarketRule:
 def rank_positives(query: Labelled, gallery: Labelled) -> Iterator[Positives]:
     """The positives of each query in turn, by the rule of Market-1501."""
     rule = MarketRule(query, gallery)
-    parts = list(query_chunks(len(query), len(gallery)))
+    parts = list(_chunks(len(query), len(gallery)))
     buffer = np.empty((parts[0].stop if parts else 0, len(gallery)), np.float32)
     for part in parts:
         products = buffer[: part.stop - part.start]
@@ -64,6 +65,13 @@ def rank_positives(query: Labelled, gallery: Labelled) -> Iterator[Positives]:
             product[~counts] = -np.inf
             ranks = _ranks(query.embeddings[place], gallery.embeddings, product, np.flatnonzero(right))
             yield Positives(np.sort(ranks))
+
+
+def _chunks(queries: int, rows: int) -> Iterator[slice]:
+    """Runs of queries whose products with that many rows fit a fixed budget of memory."""
+    step = max(1, _PRODUCT_BYTES // (4 * max(1, rows)))
+    for start in range(0, queries, step):
+        yield slice(start, min(start + step, queries))
 
 
 class _Codes:

@@ -54,6 +54,18 @@ class Entry:
         if self.attributes and (wrong := wrong_attributes(self.attributes)):
             raise EntryError(f"entry {self.id!r}: {wrong}")
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same; an attribute of another type is another: True is not 1 to a filter."""
+        if not isinstance(other, Entry):
+            return NotImplemented
+        mine, others = self.attributes, other.attributes
+        return (
+            (self.id, self.pid, self.camid, self.timestamp, self.source)
+            == (other.id, other.pid, other.camid, other.timestamp, other.source)
+            and mine == others
+            and all(type(value) is type(others[name]) for name, value in mine.items())
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:

@@ -1,11 +1,21 @@
-"""Exact ranking: matrix products nominate, vecdot settles.
+"""Ranking: what a search answers with, and the plain way to compute it.
 
-The last digits of a matrix product change with the batch, the row count and the kernel, so equal rows can get
-unequal products. One score holds everywhere: `np.vecdot` of the two C-contiguous float32 rows. Whatever a
-product puts within SETTLED_WITHIN of the k-th place is scored again by it, and ties go to the lower row.
+The contract of every `search(queries, *, top_k, where=None) -> Ranking`, whatever computes it:
+
+- **Shapes.** Queries are float32 (Q, dim) of unit length. The ranking is (Q, k), k = `top_k` or the number of live
+  entries that `where` accepts, if there are fewer.
+- **Score.** Cosine, higher is better, as `np.vecdot` of the two C-contiguous float32 rows gives it and nothing else:
+  the last digits of a matrix product change with the batch, the row count and the kernel, so products and
+  approximate indexes only nominate, and vecdot settles. Scores of two rows are bitwise equal on one kind of CPU.
+- **Order.** By score, best first; equal scores in row order, the order in which entries were written.
+- **Padding.** A query that finds fewer than k (it leaves itself out) ends in score -inf, row -1.
+- **Generation.** A ranking is of one snapshot: all writes up to its generation, and none after it.
+- **Sameness.** It does not depend on the batch, on threads, or on blocks. Flat kinds give `rank_plainly`'s answer;
+  a quantised kind may miss a row (its recall is measured by `reid-index tune`), but never scores or orders what it
+  found differently.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +27,11 @@ SETTLED_WITHIN = 1e-5
 """Ten times the largest difference seen between product and vecdot of unit vectors (1.0e-6, of rows that are all
 nearly one direction; twice it would do). What it lets in without need costs one vecdot each."""
 
-FEW_QUERIES = 5
-"""Up to so many queries, one matrix-vector product each is faster than a matrix product, which first repacks the
-vectors (measured at 20,000 x 2048 on 2 cores: 3.1 ms a query against 16 ms for 2 to 8)."""
-
-_PRODUCT_BYTES = 64 * 2**20
-
 Rows = NDArray[np.int64]
+
+Scores = NDArray[np.float32]
+
+NO_ROW = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,114 +43,64 @@ class Ranking:
         rows: int64 (Q, k), row numbers; -1 where there are fewer than k rows.
     """
 
-    scores: NDArray[np.float32]
+    scores: Scores
     rows: Rows
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
-    """A run of embeddings that never changes.
+def rank_plainly(
+    queries: Embeddings,
+    vectors: Embeddings,
+    rows: Rows,
+    *,
+    top_k: int,
+    accepted: NDArray[np.bool_] | None = None,
+    left_out: Rows | None = None,
+) -> Ranking:
+    """The `top_k` best of ascending `rows` (n,), whose embeddings are (n, dim), by brute force.
 
-    Attributes:
-        rows: int64 (n,), ascending row numbers.
-        vectors: float32 (n, dim), rows of unit length.
-        live: bool (n,), False where the entry has been deleted.
+    Every search is tested against it. `accepted` (n,) says which rows may be found; `left_out` (Q,) names a row that
+    a query must not find.
     """
-
-    rows: Rows
-    vectors: Embeddings
-    live: NDArray[np.bool_]
-
-
-def rank(queries: Embeddings, blocks: Sequence[Block], *, top_k: int, left_out: Rows | None = None) -> Ranking:
-    """The `top_k` best live rows for each of (Q, dim) queries, exactly, whatever the batch.
-
-    Blocks follow each other in row order. Fewer than `top_k` live rows leave the ranking padded. `left_out` (Q,)
-    names a row that a query must not find, -1 for none.
-    """
-    count = sum(len(block.rows) for block in blocks)
-    scores = np.full((len(queries), top_k), -np.inf, np.float32)
-    rows = np.full((len(queries), top_k), -1, np.int64)
-    for part in query_chunks(len(queries), count):
-        products = _products(queries[part], blocks, count)
+    ranking = empty_ranking(len(queries), top_k)
+    for place, query in enumerate(queries):
+        scores = np.vecdot(vectors, query)
+        allowed = np.ones(len(rows), np.bool_) if accepted is None else accepted.copy()
         if left_out is not None:
-            _leave_out(left_out[part], products, blocks)
-        for place, query, product in zip(range(part.start, part.stop), queries[part], products, strict=True):
-            found, settled = _settle(query, _nominate(product, top_k), blocks)
-            best = np.lexsort((found, -settled))[:top_k]
-            scores[place, : len(best)] = settled[best]
-            rows[place, : len(best)] = found[best]
-    return Ranking(scores, rows)
+            allowed &= rows != left_out[place]
+        write_best(ranking, place, rows[allowed], scores[allowed])
+    return ranking
 
 
-def query_chunks(queries: int, rows: int) -> Iterator[slice]:
-    """Runs of queries whose products with that many rows fit a fixed budget of memory."""
-    step = max(1, _PRODUCT_BYTES // (4 * max(1, rows)))
-    for start in range(0, queries, step):
-        yield slice(start, min(start + step, queries))
+def empty_ranking(queries: int, top_k: int) -> Ranking:
+    """A ranking of nothing yet."""
+    return Ranking(np.full((queries, top_k), -np.inf, np.float32), np.full((queries, top_k), NO_ROW, np.int64))
 
 
-def _products(queries: Embeddings, blocks: Sequence[Block], count: int) -> NDArray[np.float32]:
-    products = np.empty((len(queries), count), np.float32)
-    start = 0
-    for block in blocks:
-        stop = start + len(block.rows)
-        _multiply(queries, block.vectors, products[:, start:stop])
-        products[:, start:stop][:, ~block.live] = -np.inf
-        start = stop
-    return products
+def write_best(ranking: Ranking, place: int, rows: Rows, scores: Scores) -> None:
+    """Write the best of one query's settled rows into its place of a ranking."""
+    best = np.lexsort((rows, -scores))[: ranking.rows.shape[1]]
+    ranking.scores[place, : len(best)] = scores[best]
+    ranking.rows[place, : len(best)] = rows[best]
 
 
-def _leave_out(left_out: Rows, products: NDArray[np.float32], blocks: Sequence[Block]) -> None:
-    start = 0
-    for block in blocks:
-        places = np.searchsorted(block.rows, left_out)
-        held = np.flatnonzero(np.isin(left_out, block.rows))
-        products[held, start + places[held]] = -np.inf
-        start += len(block.rows)
+def merged(rankings: Sequence[Ranking], *, top_k: int) -> Ranking:
+    """The best of several rankings of the same queries over different rows."""
+    if len(rankings) == 1 and rankings[0].rows.shape[1] == top_k:
+        return rankings[0]
+    scores = np.concatenate([ranking.scores for ranking in rankings], axis=1)
+    rows = np.concatenate([ranking.rows for ranking in rankings], axis=1)
+    best = empty_ranking(len(scores), top_k)
+    for place in range(len(scores)):
+        found = rows[place] != NO_ROW
+        write_best(best, place, rows[place, found], scores[place, found])
+    return best
 
 
-def _multiply(queries: Embeddings, vectors: Embeddings, products: NDArray[np.float32]) -> None:
-    if len(queries) > FEW_QUERIES:
-        np.matmul(queries, vectors.T, out=products)
-        return
-    for query, product in zip(queries, products, strict=True):
-        np.matmul(vectors, query, out=product)
-
-
-def _nominate(product: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:
-    """Positions that may be among the best, ascending."""
-    if 0 < top_k < len(product):
-        kth = np.partition(product, len(product) - top_k)[len(product) - top_k]
-        if np.isfinite(kth):
-            return np.flatnonzero(product >= kth - np.float32(SETTLED_WITHIN))
-    return np.flatnonzero(product > -np.inf)
-
-
-def _settle(
-    query: Embeddings, positions: NDArray[np.intp], blocks: Sequence[Block]
-) -> tuple[Rows, NDArray[np.float32]]:
-    """Row numbers and vecdot scores of positions counted over all blocks."""
-    rows, scores = [], []
-    start = 0
-    for block in blocks:
-        stop = start + len(block.rows)
-        low, high = np.searchsorted(positions, (start, stop))
-        inside = positions[low:high] - start
-        if len(inside):
-            rows.append(block.rows[inside])
-            scores.append(settled_scores(query, block.vectors, inside))
-        start = stop
-    if not rows:
-        return np.empty(0, np.int64), np.empty(0, np.float32)
-    return np.concatenate(rows), np.concatenate(scores)
-
-
-def settled_scores(query: Embeddings, vectors: Embeddings, positions: NDArray[np.intp]) -> NDArray[np.float32]:
+def settled_scores(query: Embeddings, vectors: Embeddings, positions: NDArray[np.intp]) -> Scores:
     """The one score: vecdot of a query (dim,) with those rows of vectors (n, dim)."""
     if 2 * len(positions) > len(vectors):
         # Scoring every row in place is cheaper than copying most of them.
-        every: NDArray[np.float32] = np.vecdot(vectors, query)
+        every: Scores = np.vecdot(vectors, query)
         return every[positions]
-    some: NDArray[np.float32] = np.vecdot(vectors[positions], query)
+    some: Scores = np.vecdot(vectors[positions], query)
     return some

@@ -1,56 +1,81 @@
 """A snapshot: a gallery as it stood at one generation, in memory, to be searched."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from reidserve.embed import UNIT_TOLERANCE, Embedding, Embeddings
 from reidserve.errors import EntryNotFoundError, QueryError
+from reidserve.index import flat, nominated
+from reidserve.index.blocks import Block
+from reidserve.index.columns import Sought
 from reidserve.index.entry import Entry, Hit
-from reidserve.index.ranking import Block, Ranking, Rows, rank
-from reidserve.index.store import Changes
+from reidserve.index.filters import Filter
+from reidserve.index.flat import Part
+from reidserve.index.nominated import Covered
+from reidserve.index.ranking import NO_ROW, Ranking, Rows, merged
+from reidserve.index.rows import Damage
 
-BLOCK_ROWS = 8192
 MAX_TOP_K = 10_000
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """A gallery as it stood at one generation; it never changes and may be searched from any thread.
 
     Attributes:
-        generation: how many transactions had been committed.
+        generation: how many transactions had changed something.
         dim: dimensions of an embedding.
-        blocks: the embeddings, in row order.
-        entries: the entry of each live row.
-        row_of: the row of each entry id.
+        blocks: the rows, in row order.
+        covered: what proposes rows of the first blocks; None where all are multiplied.
+        damaged: rows that were left out because they fail their checksum.
     """
 
     generation: int
     dim: int
     blocks: Sequence[Block] = ()
-    entries: dict[int, Entry] = field(default_factory=dict)
-    row_of: dict[str, int] = field(default_factory=dict)
+    covered: Covered | None = None
+    damaged: Sequence[Damage] = field(default=())
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return self._count
 
-    def search(self, queries: Embeddings, *, top_k: int, left_out: Rows | None = None) -> Ranking:
-        """The `top_k` best entries for each of Q queries.
+    @cached_property
+    def _count(self) -> int:
+        return sum(block.count for block in self.blocks)
 
-        Queries are float32 (Q, dim) of unit length. The ranking is (Q, min(top_k, entries)): best first, by
-        vecdot score, then by row, the order in which entries were written. It is the same in any batch.
+    @property
+    def kind(self) -> str:
+        """How rows are searched: "flat", or the kind of index that proposes them."""
+        return "flat" if self.covered is None else self.covered.nominator.kind
+
+    def search(
+        self, queries: Embeddings, *, top_k: int, where: Filter | None = None, left_out: Rows | None = None
+    ) -> Ranking:
+        """The `top_k` best entries that `where` accepts for each of Q queries; index/ranking.py has the contract.
+
         `left_out` (Q,) names a row that a query must not find, -1 for none.
 
         Raises:
-            QueryError: `top_k` is not 1 to MAX_TOP_K, or the queries are not such vectors.
+            QueryError: `top_k` is not 1 to MAX_TOP_K, or the queries are no unit vectors of `dim` dimensions.
         """
         self.check_top_k(top_k)
         self.check_queries(queries)
-        return rank(np.ascontiguousarray(queries), self.blocks, top_k=min(top_k, len(self)), left_out=left_out)
+        queries = np.ascontiguousarray(queries)
+        if left_out is not None and (left_out == NO_ROW).all():
+            left_out = None
+        parts = self._all if where is None else list(self._parts(where))
+        top_k = min(top_k, sum(part.count for part in parts))
+        covered = 0 if self.covered is None else len(self.covered.blocks)
+        rankings = []
+        if self.covered is not None and any(part.count for part in parts[:covered]):
+            rankings.append(nominated.rank(queries, self.covered, parts[:covered], top_k=top_k, left_out=left_out))
+        rankings.append(flat.rank(queries, parts[covered:], top_k=top_k, left_out=left_out))
+        return merged(rankings, top_k=top_k)
 
-    def search_entry(self, name: str, *, top_k: int) -> Ranking:
+    def search_entry(self, name: str, *, top_k: int, where: Filter | None = None) -> Ranking:
         """The ranking (1, k) of the entries most like one that the gallery holds, itself left out.
 
         Raises:
@@ -58,7 +83,12 @@ class Snapshot:
             QueryError: `top_k` is not 1 to MAX_TOP_K.
         """
         row = self.row(name)
-        return self.search(self.vector(row)[np.newaxis], top_k=top_k, left_out=np.array([row]))
+        return self.search(self.vector(row)[np.newaxis], top_k=top_k, where=where, left_out=np.array([row]))
+
+    def find(self, name: str) -> Entry | None:
+        """The entry of that id, None if there is none."""
+        place = self._place(name)
+        return None if place is None else place[0].entries[place[1]]
 
     def row(self, name: str) -> int:
         """The row of an entry.
@@ -66,9 +96,26 @@ class Snapshot:
         Raises:
             EntryNotFoundError: no entry of that id.
         """
-        if name not in self.row_of:
+        place = self._place(name)
+        if place is None:
             raise EntryNotFoundError(f"the gallery has no entry {name!r}")
-        return self.row_of[name]
+        return int(place[0].rows[place[1]])
+
+    def rows(self) -> Rows:
+        """All live row numbers, ascending."""
+        return np.concatenate([np.empty(0, np.int64), *(block.rows[block.live] for block in self.blocks)])
+
+    def entries(self) -> Iterator[Entry]:
+        """All entries, in row order."""
+        for block in self.blocks:
+            for place in np.flatnonzero(block.live).tolist():
+                yield block.entries[place]
+
+    def matching(self, where: Filter) -> Iterator[Entry]:
+        """The entries that a filter accepts, in row order."""
+        for part in self._parts(where):
+            for place in np.flatnonzero(np.asarray(part.accepted)).tolist():
+                yield part.block.entries[place]
 
     @staticmethod
     def check_top_k(top_k: int) -> None:
@@ -96,50 +143,49 @@ class Snapshot:
 
     def vector(self, row: int) -> Embedding:
         """The embedding (dim,) of a live row."""
-        block = next(block for block in self.blocks if block.rows[-1] >= row)
-        vector: Embedding = block.vectors[np.searchsorted(block.rows, row)]
+        block, place = self._located(row)
+        vector: Embedding = block.vectors[place]
         return vector
 
     def hits(self, ranking: Ranking) -> list[list[Hit]]:
         """The entries that a ranking of this snapshot names, per query, best first."""
         return [
             [
-                Hit(self.entries[row], score, place)
+                Hit(self._entry(row), score, place)
                 for place, (row, score) in enumerate(zip(rows, scores, strict=True), start=1)
                 if row >= 0
             ]
             for rows, scores in zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True)
         ]
 
-    def after(self, changes: Changes) -> "Snapshot":
-        """The next snapshot, with changes applied; sealed blocks are shared, not copied."""
-        entries, row_of = dict(self.entries), dict(self.row_of)
-        for row in changes.deleted.tolist():
-            gone = entries.pop(row, None)
-            if gone is not None:
-                del row_of[gone.id]
-        for row, entry in zip(changes.rows.tolist(), changes.entries, strict=True):
-            entries[row] = entry
-            row_of[entry.id] = row
-        blocks = [_without(block, changes.deleted) for block in self.blocks]
-        blocks = _extended(blocks, changes.rows, changes.vectors)
-        return Snapshot(changes.generation, self.dim, blocks, entries, row_of)
+    @cached_property
+    def _all(self) -> Sequence[Part]:
+        return [
+            Part(block, None if block.count == len(block.rows) else block.live, block.count) for block in self.blocks
+        ]
 
+    def _parts(self, where: Filter) -> Iterator[Part]:
+        sought = None
+        for block in self.blocks:
+            sought = Sought(block.columns.codes, where) if sought is None else sought
+            accepted = block.columns.matching(sought, len(block.rows)) & block.live
+            yield Part(block, accepted, int(accepted.sum()))
 
-def _without(block: Block, deleted: Rows) -> Block:
-    gone = np.isin(block.rows, deleted)
-    return replace(block, live=block.live & ~gone) if gone.any() else block
+    @cached_property
+    def _last_rows(self) -> Rows:
+        return np.array([block.rows[-1] for block in self.blocks], np.int64)
 
+    def _entry(self, row: int) -> Entry:
+        block, place = self._located(row)
+        return block.entries[place]
 
-def _extended(blocks: list[Block], rows: Rows, vectors: Embeddings) -> list[Block]:
-    if blocks and len(blocks[-1].rows) < BLOCK_ROWS and len(rows):
-        last = blocks.pop()
-        rows = np.concatenate([last.rows, rows])
-        vectors = np.concatenate([last.vectors, vectors])
-        live = np.concatenate([last.live, np.ones(len(rows) - len(last.live), np.bool_)])
-    else:
-        live = np.ones(len(rows), np.bool_)
-    for start in range(0, len(rows), BLOCK_ROWS):
-        part = slice(start, start + BLOCK_ROWS)
-        blocks.append(Block(rows[part], vectors[part], live[part]))
-    return blocks
+    def _located(self, row: int) -> tuple[Block, int]:
+        block = self.blocks[int(np.searchsorted(self._last_rows, row))]
+        return block, int(np.searchsorted(block.rows, row))
+
+    def _place(self, name: str) -> tuple[Block, int] | None:
+        for block in reversed(self.blocks):
+            for place in block.columns.find(name, len(block.rows)):
+                if block.live[place]:
+                    return block, place
+        return None

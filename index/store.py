@@ -1,110 +1,53 @@
-"""The store: a gallery's SQLite file, the only durable truth.
+"""The store: the rows of a gallery's database, the only durable truth.
 
 `entry` and `vector` hold the live rows. A row is written once; a change of an entry deletes its row and writes a
 new one, and `deleted` keeps which rows went at which generation, so that other processes can catch up. Row
-numbers are never used again (AUTOINCREMENT). Each transaction raises the generation by one and is on the disk
-when it returns (WAL with synchronous=FULL).
+numbers are never used again (AUTOINCREMENT). A transaction that changes something raises the generation by one and
+is on the disk when it returns (WAL with synchronous=FULL); one that changes nothing leaves it.
 """
 
 import contextlib
-import os
 import sqlite3
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from reidserve.datasets import path_to_text
-from reidserve.embed import UNIT_TOLERANCE, Embedding, Embeddings
-from reidserve.errors import EntryError, GalleryError
+from reidserve.embed import UNIT_TOLERANCE, Embedding
+from reidserve.errors import EntryError, EntryNotFoundError, GalleryError, GalleryFullError
+from reidserve.index.database import (
+    DAMAGE,
+    DATABASE,
+    Origin,
+    create_database,
+    error_code,
+    open_database,
+    raise_if_interrupted,
+)
 from reidserve.index.entry import Entry
+from reidserve.index.rows import (
+    FIELDS,
+    Changes,
+    Damage,
+    Drawer,
+    Piece,
+    Record,
+    Stored,
+    Written,
+    attributes_text,
+    checksum,
+    read_entry,
+)
 
-DATABASE = "gallery.db"
-DATABASE_FILES = (DATABASE, *(f"{DATABASE}-{part}" for part in ("wal", "shm", "journal")))
-APPLICATION_ID = 0x52654944  # "ReID"
-FORMAT = 1
+ROOT, STATE, REBUILT = "root", "state", "rebuilt"
+"""Notes: the folder that a gallery was built from, how far the building is, and which gallery it rebuilds."""
 
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {FORMAT};
-CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE entry (
-    row INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    pid TEXT,
-    camid TEXT,
-    timestamp INTEGER,
-    source TEXT,
-    content_sha256 BLOB NOT NULL,
-    generation INTEGER NOT NULL
-) STRICT;
-CREATE INDEX entry_content ON entry (content_sha256);
-CREATE TABLE vector (row INTEGER PRIMARY KEY REFERENCES entry, blob BLOB NOT NULL, crc32 INTEGER NOT NULL) STRICT;
-CREATE TABLE deleted (row INTEGER PRIMARY KEY, generation INTEGER NOT NULL) STRICT;
-CREATE INDEX deleted_generation ON deleted (generation);
-"""
+BUILDING, BUILT, REBUILDING = "building", "built", "rebuilding"
 
-DAMAGE = (sqlite3.Error, EntryError, UnicodeError, TypeError, ValueError)
-"""What reading a damaged database ends in: SQLite's own errors, or values that no column of ours ever held."""
-
-_ORIGIN = "INSERT INTO meta VALUES ('identity', :identity), ('engine', :engine), ('dim', :dim), ('generation', 0)"
-
-_COLUMNS = "id, pid, camid, timestamp, source"
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a gallery's embeddings were computed by.
-
-    Attributes:
-        identity: the model's identity.
-        engine: flavour and engine that embedded it first, such as "fp32/onnxruntime-cpu".
-        dim: dimensions of an embedding.
-    """
-
-    identity: str
-    engine: str
-    dim: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Record:
-    """One entry to be written.
-
-    Attributes:
-        entry: what it is.
-        content_sha256: of the encoded image it was embedded from.
-        vector: what it embeds to.
-    """
-
-    entry: Entry
-    content_sha256: bytes
-    vector: Embedding
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Changes:
-    """What happened between two generations.
-
-    Attributes:
-        generation: the later one.
-        rows: int64 (n,), the new rows that are still live, ascending.
-        entries: their entries.
-        vectors: float32 (n, dim), their embeddings.
-        deleted: int64 (m,), the rows that went.
-    """
-
-    generation: int
-    rows: NDArray[np.int64]
-    entries: Sequence[Entry]
-    vectors: Embeddings
-    deleted: NDArray[np.int64]
+_STORED = f"SELECT entry.row, content_sha256, blob, crc32, {FIELDS} FROM entry LEFT JOIN vector USING (row)"
 
 
 class Store:
@@ -115,11 +58,14 @@ class Store:
     Attributes:
         folder: the gallery's folder.
         origin: what its embeddings were computed by.
+        most_entries: a write that would leave more is refused; None for no limit.
     """
 
-    def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, folder: Path, connection: sqlite3.Connection, *, most_entries: int | None = None) -> None:
         self.folder = folder
+        self.most_entries = most_entries
         self._connection = connection
+        self._failed: str | None = None
         with self._reported():
             self.origin = msgspec.convert(dict(connection.execute("SELECT key, value FROM meta")), Origin)
             self._file = (folder / DATABASE).stat().st_ino
@@ -127,6 +73,16 @@ class Store:
     def close(self) -> None:
         """Close the connection; the database is whole at any moment, closed or not."""
         self._connection.close()
+
+    def generation(self) -> int:
+        """How many transactions have changed something."""
+        with self._reported():
+            return self._number("generation")
+
+    def count(self) -> int:
+        """How many entries there are, as counted by the transactions that wrote them."""
+        with self._reported():
+            return self._number("entries")
 
     def note(self, key: str) -> str | None:
         """What was last noted under a key, None if nothing."""
@@ -139,70 +95,104 @@ class Store:
         with self._transaction():
             self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"note:{key}", text))
 
-    def write(self, records: Sequence[Record], *, delete: Sequence[str] = ()) -> int:
-        """Write records by entry id, and delete entries, in one transaction; returns the new generation.
+    def upsert(self, records: Sequence[Record]) -> Written:
+        """Write records by entry id, in one transaction; what is there already with equal content stays as it is.
 
         Raises:
-            EntryError: a vector is not of unit length and the gallery's dimensions; nothing of the call was written.
+            EntryError: a vector is not of unit length and the gallery's dimensions, or an id comes twice; nothing of
+                the call was written.
+            GalleryFullError: there would be more than `most_entries`; nothing of the call was written.
             GalleryError: SQLite could not write; nothing of the call was.
         """
+        _check_once(record.entry.id for record in records)
         for record in records:
             self._check(record)
         with self._transaction():
-            (generation,) = self._connection.execute(
-                "UPDATE meta SET value = value + 1 WHERE key = 'generation' RETURNING value"
-            ).fetchone()
-            for name in (*delete, *(record.entry.id for record in records)):
-                self._delete(name, generation)
-            for record in records:
-                self._insert(record, generation)
-        return int(generation)
+            return self._put([record for record in records if not self._holds(record)])
 
-    def _check(self, record: Record) -> None:
-        vector = record.vector
-        if vector.shape != (self.origin.dim,):
-            raise EntryError(
-                f"entry {record.entry.id!r}: expected a vector of {self.origin.dim} dimensions, got {vector.shape}"
-            )
-        length = float(np.sqrt(np.vecdot(vector, vector)))
-        # Written so that NaN fails.
-        if not abs(length - 1) <= UNIT_TOLERANCE:
-            raise EntryError(f"entry {record.entry.id!r}: expected a vector of unit length, got {length:g}")
+    def update(self, entries: Sequence[Entry]) -> Written:
+        """Say something else of entries that are there, by id, in one transaction; their embeddings stay.
 
-    def _delete(self, name: str, generation: int) -> None:
-        gone = self._connection.execute("DELETE FROM entry WHERE id = ? RETURNING row", (name,)).fetchone()
-        if gone is not None:
-            self._connection.execute("DELETE FROM vector WHERE row = ?", gone)
-            self._connection.execute("INSERT INTO deleted VALUES (?, ?)", (*gone, generation))
+        Raises:
+            EntryNotFoundError: one of them is not there; nothing of the call was written.
+            EntryError: an id comes twice.
+            GalleryError: SQLite could not write, or the embedding of one is damaged; nothing of the call was written.
+        """
+        _check_once(entry.id for entry in entries)
+        with self._transaction():
+            records = []
+            for entry in entries:
+                match self._find(entry.id):
+                    case None:
+                        raise EntryNotFoundError(f"the gallery has no entry {entry.id!r}")
+                    case Damage(fault=fault):
+                        raise self._damaged(entry.id, fault)
+                    case Stored() as stored if stored.entry != entry:
+                        records.append(Record(entry, stored.content_sha256, stored.vector))
+            return self._put(records)
 
-    def _insert(self, record: Record, generation: int) -> None:
-        entry = record.entry
-        row = self._connection.execute(
-            f"INSERT INTO entry ({_COLUMNS}, content_sha256, generation) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (entry.id, entry.pid, entry.camid, entry.timestamp, entry.source, record.content_sha256, generation),
-        ).lastrowid
-        blob = record.vector.astype("<f4").tobytes()
-        self._connection.execute("INSERT INTO vector VALUES (?, ?, ?)", (row, blob, checksum(entry, blob)))
+    def delete(self, ids: Iterable[str]) -> Written:
+        """Remove entries, in one transaction; ids that are not there are no error.
+
+        Raises:
+            GalleryError: SQLite could not write; nothing was removed.
+        """
+        with self._transaction():
+            there = [
+                name
+                for name in dict.fromkeys(ids)
+                if self._connection.execute("SELECT 1 FROM entry WHERE id = ?", (name,)).fetchone()
+            ]
+            if not there:
+                return Written(self._number("generation"), 0)
+            generation = self._next_generation()
+            for name in there:
+                self._remove(name, generation)
+            self._connection.execute("UPDATE meta SET value = value - ? WHERE key = 'entries'", (len(there),))
+            return Written(generation, len(there))
+
+    def get(self, name: str) -> Stored | None:
+        """An entry, None if it is not there.
+
+        Raises:
+            GalleryError: it is damaged.
+        """
+        with self._reported():
+            found = self._find(name)
+        if isinstance(found, Damage):
+            raise self._damaged(name, found.fault)
+        return found
 
     def contents(self) -> dict[str, tuple[Entry, bytes]]:
-        """Every entry by its id, with its content_sha256."""
-        with self._reported():
-            rows = self._connection.execute(f"SELECT {_COLUMNS}, content_sha256 FROM entry")
-            return {name: (Entry(name, *fields), content) for name, *fields, content in rows}
+        """Every undamaged entry by its id, with its content_sha256, in row order."""
+        found = {}
+        for stored in self.scan():
+            if isinstance(stored, Stored):
+                found[stored.entry.id] = (stored.entry, stored.content_sha256)
+        return found
 
-    def find_vector(self, content_sha256: bytes) -> Embedding | None:
-        """The embedding of any entry with that content, None if there is none."""
+    def known(self, ids: Iterable[str]) -> dict[str, tuple[Entry, bytes]]:
+        """The undamaged entries among these ids, with their content_sha256; reads those rows and no others."""
         with self._reported():
-            found = self._connection.execute(
-                f"SELECT {_COLUMNS}, blob, crc32 FROM entry JOIN vector USING (row) WHERE content_sha256 = ? LIMIT 1",
-                (content_sha256,),
-            ).fetchone()
-            return None if found is None else self._vector(Entry(*found[:-2]), *found[-2:])
+            found = {name: self._find(name) for name in ids}
+        return {name: (one.entry, one.content_sha256) for name, one in found.items() if isinstance(one, Stored)}
 
     def ids(self) -> set[str]:
-        """The ids of all entries."""
+        """The ids of all entries, damaged or not."""
         with self._reported():
             return {name for (name,) in self._connection.execute("SELECT id FROM entry")}
+
+    def find_vector(self, content_sha256: bytes) -> Embedding | None:
+        """The embedding of any undamaged entry with that content, None if there is none."""
+        with self._reported():
+            rows = self._connection.execute(f"{_STORED} WHERE content_sha256 = ?", (content_sha256,))
+            found = (self._read(row) for row in rows)
+            return next((stored.vector for stored in found if isinstance(stored, Stored)), None)
+
+    def scan(self) -> Generator[Stored | Damage, None, None]:
+        """Every row in row order, as of one generation."""
+        with self._transaction("BEGIN"):
+            yield from self._rows(since=-1)
 
     def version(self) -> int:
         """A number that changes when another connection has written.
@@ -218,40 +208,209 @@ class Store:
         return int(version)
 
     def changes(self, *, since: int) -> Changes:
-        """What happened after a generation, read in one transaction.
-
-        Raises:
-            GalleryError: a vector is damaged; its entry is named.
-        """
+        """What happened after a generation (-1: everything), read in one transaction; damaged rows are named."""
         with self._transaction("BEGIN"):
-            (generation,) = self._connection.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()
-            (count,) = self._connection.execute("SELECT count(*) FROM entry WHERE generation > ?", (since,)).fetchone()
-            rows, entries = np.empty(count, np.int64), []
-            vectors = np.empty((count, self.origin.dim), np.float32)
-            selected = self._connection.execute(
-                f"SELECT row, {_COLUMNS}, blob, crc32 FROM entry JOIN vector USING (row)"
-                " WHERE generation > ? ORDER BY row",
-                (since,),
+            generation = self._number("generation")
+            anew = since < self._number("horizon")
+            since = -1 if anew else since
+            pieces: list[Piece] = []
+            damaged: list[Damage] = []
+            drawer = Drawer(self.origin.dim)
+            for found in self._rows(since=since):
+                if isinstance(found, Damage):
+                    damaged.append(found)
+                elif drawer.put(found):
+                    pieces.append(drawer.empty())
+            if len(drawer):
+                pieces.append(drawer.empty())
+            gone = (
+                ()
+                if anew
+                else self._connection.execute("SELECT row FROM deleted WHERE generation > ? ORDER BY row", (since,))
             )
-            for place, (row, *fields, blob, crc32) in enumerate(selected):
-                entry = Entry(*fields)
-                rows[place], vectors[place] = row, self._vector(entry, blob, crc32)
-                entries.append(entry)
-            if len(entries) != count or len({entry.id for entry in entries}) != count or (np.diff(rows) <= 0).any():
-                raise GalleryError(
-                    f"{path_to_text(self.folder)} is damaged: {count} entries were expected in row order, each with a "
-                    f"vector and an id of its own, {len(entries)} were read"
-                )
-            deleted = self._connection.execute("SELECT row FROM deleted WHERE generation > ?", (since,)).fetchall()
-        return Changes(generation, rows, entries, vectors, np.array(deleted, np.int64).reshape(-1))
+            deleted = np.fromiter((row for (row,) in gone), np.int64)
+        return Changes(generation, anew, pieces, deleted, damaged)
 
-    def _vector(self, entry: Entry, blob: bytes, crc32: int) -> Embedding:
-        if len(blob) != 4 * self.origin.dim or checksum(entry, blob) != crc32:
-            raise GalleryError(f"{path_to_text(self.folder)} is damaged: entry {entry.id!r} fails its checksum")
-        return cast(Embedding, np.frombuffer(blob, "<f4"))
+    def faults(self) -> list[str]:
+        """What SQLite finds wrong with the file, and where the tables and the counter contradict each other."""
+        # In one transaction: what another process commits between two of these questions is no contradiction.
+        with self._transaction("BEGIN"):
+            found = [str(line) for (line,) in self._connection.execute("PRAGMA integrity_check") if line != "ok"]
+            (entries,) = self._connection.execute("SELECT count(*) FROM entry NOT INDEXED").fetchone()
+            (orphans,) = self._connection.execute(
+                "SELECT count(*) FROM vector WHERE row NOT IN (SELECT row FROM entry)"
+            ).fetchone()
+            (both,) = self._connection.execute("SELECT count(*) FROM deleted JOIN entry USING (row)").fetchone()
+            (later,) = self._connection.execute(
+                "SELECT count(*) FROM entry WHERE generation > (SELECT value FROM meta WHERE key = 'generation')"
+            ).fetchone()
+            counted = self._number("entries")
+        if counted != entries:
+            found.append(f"the counter says {counted} entries, the table holds {entries}")
+        if orphans:
+            found.append(f"{orphans} vectors belong to no entry")
+        if both:
+            found.append(f"{both} rows are live and deleted at once")
+        if later:
+            found.append(f"{later} rows are of a later generation than the gallery")
+        return found
+
+    def mend(self) -> None:
+        """Make what can be derived from the rows anew: the counters and the search trees of SQLite."""
+        with self._transaction():
+            self._connection.execute("REINDEX")
+            self._connection.execute("DELETE FROM deleted WHERE row IN (SELECT row FROM entry)")
+            self._connection.execute(
+                "UPDATE meta SET value = max(value, (SELECT coalesce(max(generation), 0) FROM entry)) "
+                "WHERE key = 'generation'"
+            )
+            self._connection.execute("DELETE FROM vector WHERE row NOT IN (SELECT row FROM entry)")
+            self._connection.execute(
+                "UPDATE meta SET value = (SELECT count(*) FROM entry NOT INDEXED) WHERE key = 'entries'"
+            )
+
+    def compact(self) -> None:
+        """Forget which rows went when, and give free pages back to the disk; readers far behind read all again."""
+        with self._transaction():
+            self._connection.execute("DELETE FROM deleted")
+            self._connection.execute(
+                "UPDATE meta SET value = (SELECT value FROM meta WHERE key = 'generation') WHERE key = 'horizon'"
+            )
+        with self._reported():
+            self._connection.execute("VACUUM")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def said_source(self, damage: Damage) -> tuple[str | None, bytes]:
+        """What a damaged row says that it was embedded from, source and content_sha256; nothing vouches for it."""
+        with self._reported():
+            found = self._connection.execute(
+                "SELECT source, content_sha256 FROM entry WHERE row = ?", (damage.row,)
+            ).fetchone()
+        return (None, b"") if found is None else cast(tuple[str | None, bytes], found)
+
+    def replace_vector(self, stored: Damage, content_sha256: bytes, vector: Embedding) -> bool:
+        """Give a damaged row a vector; False, and nothing is written, where its checksum then still fails."""
+        blob = vector.astype("<f4").tobytes()
+        with self._transaction():
+            found = self._connection.execute(
+                f"SELECT content_sha256, crc32, {FIELDS} FROM entry LEFT JOIN vector USING (row) WHERE row = ?",
+                (stored.row,),
+            ).fetchone()
+            if found is None:
+                return False
+            content, crc32, *fields = found
+            try:
+                entry = read_entry(fields)
+            except DAMAGE:
+                return False
+            if content != content_sha256 or crc32 not in (None, checksum(entry, blob)):
+                return False
+            self._put([Record(entry, content, vector)])
+        return True
+
+    def _check(self, record: Record) -> None:
+        vector = record.vector
+        if vector.shape != (self.origin.dim,):
+            raise EntryError(
+                f"entry {record.entry.id!r}: expected a vector of {self.origin.dim} dimensions, got {vector.shape}"
+            )
+        with np.errstate(all="ignore"):  # a caller's numbers may overflow
+            length = float(np.sqrt(np.vecdot(vector, vector)))
+        # Written so that NaN fails.
+        if not abs(length - 1) <= UNIT_TOLERANCE:
+            raise EntryError(f"entry {record.entry.id!r}: expected a vector of unit length, got {length:g}")
+
+    def _put(self, records: Sequence[Record]) -> Written:
+        if not records:
+            return Written(self._number("generation"), 0)
+        generation = self._next_generation()
+        replaced = 0
+        for record in records:
+            replaced += self._remove(record.entry.id, generation)
+            self._insert(record, generation)
+        (count,) = self._connection.execute(
+            "UPDATE meta SET value = value + ? WHERE key = 'entries' RETURNING value", (len(records) - replaced,)
+        ).fetchone()
+        if self.most_entries is not None and count > self.most_entries and len(records) > replaced:
+            raise GalleryFullError(
+                f"{path_to_text(self.folder)} would hold {count} entries, {self.most_entries} fit in the memory that "
+                "was allowed: raise --max-memory, or remove entries"
+            )
+        return Written(generation, len(records))
+
+    def _next_generation(self) -> int:
+        (generation,) = self._connection.execute(
+            "UPDATE meta SET value = value + 1 WHERE key = 'generation' RETURNING value"
+        ).fetchone()
+        return int(generation)
+
+    def _number(self, key: str) -> int:
+        (number,) = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return int(number)
+
+    def _remove(self, name: str, generation: int) -> bool:
+        gone = self._connection.execute("DELETE FROM entry WHERE id = ? RETURNING row", (name,)).fetchone()
+        if gone is None:
+            return False
+        self._connection.execute("DELETE FROM vector WHERE row = ?", gone)
+        self._connection.execute("INSERT INTO deleted VALUES (?, ?)", (*gone, generation))
+        return True
+
+    def _insert(self, record: Record, generation: int) -> None:
+        entry = record.entry
+        row = self._connection.execute(
+            f"INSERT INTO entry ({FIELDS}, content_sha256, generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(entry.id, entry.pid, entry.camid, entry.timestamp, entry.source),
+                *(attributes_text(entry), record.content_sha256, generation),
+            ),
+        ).lastrowid
+        blob = record.vector.astype("<f4").tobytes()
+        self._connection.execute("INSERT INTO vector VALUES (?, ?, ?)", (row, blob, checksum(entry, blob)))
+
+    def _find(self, name: str) -> Stored | Damage | None:
+        row = self._connection.execute(f"{_STORED} WHERE id = ?", (name,)).fetchone()
+        return None if row is None else self._read(row)
+
+    def _holds(self, record: Record) -> bool:
+        found = self._find(record.entry.id)
+        return (
+            isinstance(found, Stored) and found.entry == record.entry and found.content_sha256 == record.content_sha256
+        )
+
+    def _rows(self, *, since: int) -> Iterator[Stored | Damage]:
+        where = "WHERE entry.generation > ?" if since >= 0 else "WHERE ? < 0"
+        last = 0
+        for row in self._connection.execute(f"{_STORED} {where} ORDER BY entry.row", (since,)):
+            if row[0] <= last:
+                raise GalleryError(f"{path_to_text(self.folder)} is damaged: row {row[0]} came after row {last}")
+            last = row[0]
+            yield self._read(row)
+
+    def _read(self, row: Sequence[object]) -> Stored | Damage:
+        number, content, blob, crc32, *fields = cast(tuple[int, bytes, object, int, *tuple[object, ...]], row)
+        try:
+            entry = read_entry(fields)
+        except DAMAGE as error:
+            name = str(fields[0]).encode(errors="backslashreplace").decode()
+            return Damage(number, name, str(error))
+        if blob is None:
+            return Damage(number, entry.id, "its vector is missing")
+        if not isinstance(blob, bytes) or len(blob) != 4 * self.origin.dim or checksum(entry, blob) != crc32:
+            return Damage(number, entry.id, "it fails its checksum")
+        return Stored(number, content, entry, cast(Embedding, np.frombuffer(blob, "<f4")), crc32)
+
+    def _damaged(self, name: str, fault: str) -> GalleryError:
+        return GalleryError(
+            f"{path_to_text(self.folder)} is damaged: entry {name!r}: {fault}; reid-index verify --repair may mend it"
+        )
 
     @contextlib.contextmanager
     def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+        if self._failed is not None and begin != "BEGIN":
+            raise GalleryError(
+                f"{path_to_text(self.folder)}: the disk failed before ({self._failed}): open the gallery again to write"
+            )
         with self._reported():
             self._connection.execute(begin)
             try:
@@ -266,102 +425,47 @@ class Store:
     def _reported(self) -> Iterator[None]:
         try:
             yield
+        except EntryError:
+            raise
         except DAMAGE as error:
+            raise_if_interrupted(error)
+            if error_code(error) & 0xFF == sqlite3.SQLITE_IOERR:
+                # After a failed fsync nobody knows what reached the disk; what comes next must not build on it.
+                self._failed = str(error)
             raise GalleryError(
                 f"{path_to_text(self.folder / DATABASE)}: {error}; what was committed before is safe"
             ) from error
 
 
-def checksum(entry: Entry, blob: bytes) -> int:
-    """The crc32 of a vector's bytes and of what is said of it."""
-    facts = (entry.id, entry.pid, entry.camid, entry.timestamp, entry.source)
-    return zlib.crc32(msgspec.json.encode(facts), zlib.crc32(blob))
+def _check_once(ids: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise EntryError(f"entry {name!r} comes twice in one write")
+        seen.add(name)
 
 
-def open_store(folder: Path, *, write: bool = False) -> Store:
-    """Connect to the gallery in a folder.
+def open_store(folder: Path, *, write: bool = False, most_entries: int | None = None) -> Store:
+    """Connect to the gallery in a folder; who opens it to `write` holds the writer's lock.
 
     Raises:
         GalleryError: no gallery there, one of a newer format, a damaged one, or one that SQLite cannot open.
     """
-    path = folder / DATABASE
-    if not path.is_file():
-        raise GalleryError(
-            f"no gallery at {path_to_text(folder)}: expected {path_to_text(path)}; make one with reid-index build"
-        )
-    try:
-        with contextlib.ExitStack() as on_failure:
-            connection = _connect(path, "rw" if write else "ro")
-            on_failure.callback(connection.close)
-            _check_format(folder, connection)
-            if write:
-                _make_durable(connection)
-            store = Store(folder, connection)
-            on_failure.pop_all()
-            return store
-    except DAMAGE as error:
-        advice = (
-            "" if os.access(folder, os.W_OK) else " (its folder is read-only, and SQLite's write-ahead log lives there)"
-        )
-        raise GalleryError(f"{path_to_text(path)} does not open: {error}{advice}") from error
+    return _store(folder, open_database(folder, write=write), most_entries)
 
 
-def create_store(folder: Path, origin: Origin) -> Store:
+def create_store(folder: Path, origin: Origin, *, most_entries: int | None = None) -> Store:
     """Make an empty gallery in a folder; one whose making was cut off before is made whole.
 
     Raises:
         GalleryError: SQLite could not write there.
     """
+    return _store(folder, create_database(folder, origin), most_entries)
+
+
+def _store(folder: Path, connection: sqlite3.Connection, most_entries: int | None) -> Store:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(_connect(folder / DATABASE, "rwc")) as connection:
-            connection.execute("PRAGMA page_size = 16384")
-            _make_durable(connection)
-            connection.executescript(_SCHEMA)
-            connection.execute(_ORIGIN, asdict(origin))
-            connection.execute("COMMIT")
-    except (sqlite3.Error, OSError) as error:
-        raise GalleryError(f"no gallery can be made at {path_to_text(folder)}: {error}") from error
-    return open_store(folder, write=True)
-
-
-def holds_gallery(folder: Path) -> bool:
-    """Whether a folder holds a gallery; the empty beginning of one, cut off while it was made, is none.
-
-    Raises:
-        GalleryError: its gallery.db is something else.
-    """
-    path = folder / DATABASE
-    if not path.is_file():
-        return False
-    try:
-        with contextlib.closing(_connect(path, "ro")) as connection:
-            (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            return bool(tables)
-    except DAMAGE as error:
-        raise GalleryError(f"{path_to_text(path)} is no gallery: {error}") from error
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
-    )
-
-
-def _make_durable(connection: sqlite3.Connection) -> None:
-    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    if mode != "wal":
-        raise sqlite3.OperationalError(f"a write-ahead log was asked for, SQLite gave {mode!r}: is the disk local?")
-    connection.execute("PRAGMA synchronous = FULL")
-
-
-def _check_format(folder: Path, connection: sqlite3.Connection) -> None:
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    name = path_to_text(folder)
-    if application != APPLICATION_ID:
-        raise GalleryError(f"{name}/{DATABASE} is a database, but no gallery (application_id {application:#x})")
-    if version > FORMAT:
-        raise GalleryError(
-            f"{name} has format {version}, this reidserve reads up to {FORMAT}: install a newer reidserve"
-        )
+        return Store(folder, connection, most_entries=most_entries)
+    except BaseException:
+        connection.close()
+        raise

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from PIL import Image
 
 from reidserve.datasets import read_crops
 from reidserve.embed import Embedder, Preprocessing, open_embedder
+from reidserve.errors import GalleryError
 from reidserve.export.convert import Feeding, adopt
 from reidserve.index import build_gallery
+from reidserve.index.store import open_store
 
 BIN = Path(sys.executable).parent
 HEIGHT, WIDTH, DIM = 64, 32, 24
@@ -158,6 +161,23 @@ def run_command(
     return subprocess.run(  # type: ignore[call-overload]
         [BIN / name, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **options
     )
+
+
+def wait_for_entries(out: Path, count: int) -> None:
+    """Wait until a child process has committed so many entries."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            store = open_store(out)
+        except GalleryError:
+            time.sleep(0.002)
+            continue
+        found = len(store.ids())
+        store.close()
+        if found >= count:
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"the build never got to {count} entries")
 
 
 @dataclass

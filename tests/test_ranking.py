@@ -3,88 +3,88 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reidserve.index.ranking import SETTLED_WITHIN, Block, rank
+from reidserve.index.ranking import (
+    SETTLED_WITHIN,
+    empty_ranking,
+    merged,
+    rank_plainly,
+    settled_scores,
+    write_best,
+)
 from tests.conftest import unit_rows
+from tests.plain import assert_equal
 
 
-def brute_force(queries, rows, vectors, live, top_k):
-    """The plain way: every score, sorted by (-score, row)."""
-    scores = np.full((len(queries), top_k), -np.inf, np.float32)
-    best = np.full((len(queries), top_k), -1, np.int64)
+def by_hand(queries, vectors, rows, accepted, left_out, top_k):
+    """The plain way, plainer still: every pair by itself, sorted by (-score, row)."""
+    ranking = empty_ranking(len(queries), top_k)
     for place, query in enumerate(queries):
         found = [
-            (-np.vecdot(vector, query), row) for row, vector, alive in zip(rows, vectors, live, strict=True) if alive
+            (-np.vecdot(vector, query), row)
+            for row, vector, ok in zip(rows, vectors, accepted, strict=True)
+            if ok and row != left_out[place]
         ]
         for column, (score, row) in enumerate(sorted(found)[:top_k]):
-            scores[place, column], best[place, column] = -score, row
-    return scores, best
+            ranking.scores[place, column], ranking.rows[place, column] = -score, row
+    return ranking
 
 
-def blocks_of(rows, vectors, live, size):
-    return [
-        Block(rows[start : start + size], vectors[start : start + size], live[start : start + size])
-        for start in range(0, len(rows), size)
-    ]
-
-
-def assert_ranks_like_brute_force(queries, rows, vectors, live, top_k, size):
-    ranking = rank(queries, blocks_of(rows, vectors, live, size), top_k=top_k)
-    scores, best = brute_force(queries, rows, vectors, live, top_k)
-    np.testing.assert_array_equal(ranking.rows, best)
-    np.testing.assert_array_equal(ranking.scores, scores)
-
-
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    count=st.integers(0, 60),
+    count=st.integers(0, 40),
     dim=st.integers(1, 70),
-    copies=st.integers(0, 40),
-    dead=st.floats(0, 1),
-    top_k=st.integers(1, 70),
-    size=st.integers(1, 30),
-    many=st.sampled_from([0, 7]),
+    copies=st.integers(0, 30),
+    share=st.floats(0, 1),
+    top_k=st.integers(0, 50),
 )
-def test_a_ranking_equals_brute_force_with_copies_and_gaps(seed, count, dim, copies, dead, top_k, size, many):
+def test_the_plain_ranking_is_every_pair_sorted(seed, count, dim, copies, share, top_k):
     rng = np.random.default_rng(seed)
     vectors = unit_rows(rng, count, dim)
     if count:
-        # Copies of a row, and rows a rounding away from it, are where products and vecdot disagree.
         vectors[rng.integers(0, count, copies)] = vectors[0]
-        nudged = rng.integers(0, count, copies // 2)
-        vectors[nudged] = np.nextafter(vectors[nudged], np.float32(1))
     rows = np.sort(rng.choice(3 * count + 1, count, replace=False)).astype(np.int64)
-    live = rng.random(count) >= dead
-    queries = np.concatenate([unit_rows(rng, 3, dim), vectors[:2], unit_rows(rng, many, dim)])
-    assert_ranks_like_brute_force(queries, rows, vectors, live, top_k, size)
+    accepted = rng.random(count) < share
+    queries = np.concatenate([unit_rows(rng, 3, dim), vectors[:2]])
+    left_out = rng.integers(-1, 3 * count + 1, len(queries))
+    ranking = rank_plainly(queries, vectors, rows, top_k=top_k, accepted=accepted, left_out=left_out)
+    assert_equal(ranking, by_hand(queries, vectors, rows, accepted, left_out, top_k))
+    everything = rank_plainly(queries, vectors, rows, top_k=top_k)
+    nobody = np.full(len(queries), -1)
+    assert_equal(everything, by_hand(queries, vectors, rows, np.ones(count, bool), nobody, top_k))
 
 
-def test_equal_scores_stand_in_row_order_whatever_the_block():
-    vectors = np.tile(unit_rows(np.random.default_rng(0), 1, 512), (100, 1))
-    ranking = rank(vectors[:1], blocks_of(np.arange(100), vectors, np.ones(100, bool), 7), top_k=30)
-    assert ranking.rows[0].tolist() == list(range(30))
-    assert len(set(ranking.scores[0].tolist())) == 1
+@pytest.mark.parametrize("dim", [1, 7, 64, 511, 512, 2048])
+def test_a_score_is_the_same_alone_gathered_and_in_place(dim):
+    rng = np.random.default_rng(dim)
+    vectors = unit_rows(rng, 300, dim)
+    query = unit_rows(rng, 1, dim)[0]
+    alone = np.array([np.vecdot(vector, query) for vector in vectors])
+    for count in (1, 3, 149, 151, 300):
+        positions = np.sort(rng.choice(300, count, replace=False))
+        np.testing.assert_array_equal(settled_scores(query, vectors, positions), alone[positions])
+    np.testing.assert_array_equal(np.vecdot(vectors[::2], query), alone[::2])
 
 
-def test_a_ranking_does_not_depend_on_the_batch_of_queries():
-    rng = np.random.default_rng(3)
-    vectors = unit_rows(rng, 3000, 256)
-    vectors[1500:] = vectors[:1500]
-    blocks = blocks_of(np.arange(3000), vectors, np.ones(3000, bool), 1024)
-    queries = unit_rows(rng, 40, 256)
-    together = rank(queries, blocks, top_k=25)
-    for place in range(len(queries)):
-        alone = rank(queries[place : place + 1], blocks, top_k=25)
-        np.testing.assert_array_equal(alone.rows[0], together.rows[place])
-        np.testing.assert_array_equal(alone.scores[0], together.scores[place])
+def test_the_best_are_written_best_first_and_equal_ones_in_row_order():
+    ranking = empty_ranking(2, 3)
+    write_best(ranking, 1, np.array([4, 9, 2, 7]), np.array([0.5, 0.5, 0.25, 0.75], np.float32))
+    assert ranking.rows.tolist() == [[-1, -1, -1], [7, 4, 9]]
+    assert ranking.scores.tolist() == [[-np.inf] * 3, [0.75, 0.5, 0.5]]
 
 
-def test_fewer_live_rows_than_asked_for_leave_the_ranking_padded():
-    vectors = unit_rows(np.random.default_rng(0), 5, 8)
-    live = np.array([True, False, True, False, False])
-    ranking = rank(vectors[:1], blocks_of(np.arange(10, 15), vectors, live, 2), top_k=4)
-    assert ranking.rows[0].tolist() == [10, 12, -1, -1]
-    assert ranking.scores[0, 2:].tolist() == [-np.inf, -np.inf]
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), parts=st.integers(1, 4), top_k=st.integers(1, 12))
+def test_rankings_of_parts_merge_into_the_ranking_of_all(seed, parts, top_k):
+    rng = np.random.default_rng(seed)
+    vectors = unit_rows(rng, 24, 5)
+    vectors[rng.integers(0, 24, 12)] = vectors[3]
+    rows, queries = np.arange(24), unit_rows(rng, 4, 5)
+    part_of = np.sort(rng.integers(0, parts, 24))
+    rankings = [
+        rank_plainly(queries, vectors[part_of == part], rows[part_of == part], top_k=top_k) for part in range(parts)
+    ]
+    assert_equal(merged(rankings, top_k=top_k), rank_plainly(queries, vectors, rows, top_k=top_k))
 
 
 @pytest.mark.parametrize("dim", [64, 256, 512, 2048])
