@@ -1,8 +1,9 @@
-"""Building: the crops of a folder become the entries of a gallery, and nothing is embedded twice."""
+"""Building: images become the entries of a gallery, and nothing is embedded twice."""
 
+import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +12,17 @@ import numpy as np
 
 from reidserve.datasets import Crop, path_to_text
 from reidserve.embed import Embedder, Embedding, Image, map_ahead, read_image
-from reidserve.errors import DatasetError, EmbeddingError, ImageError, OutputExistsError, ReidError
+from reidserve.errors import DatasetError, ImageError, OutputExistsError, ReidError
+from reidserve.index.database import DATABASE_FILES, Origin, holds_gallery
 from reidserve.index.entry import Entry
-from reidserve.index.gallery import check_origin
+from reidserve.index.gallery import check_origin, check_whole, most_entries, open_writer
 from reidserve.index.lock import LOCK, writer_lock
-from reidserve.index.store import DATABASE_FILES, Origin, Record, Store, create_store, holds_gallery, open_store
+from reidserve.index.rows import Record
+from reidserve.index.store import BUILDING, BUILT, ROOT, STATE, Store, create_store, open_store
 
 COMMIT_ROWS = 256
 
-_ROOT, _STATE = "root", "state"
-_BUILDING, _BUILT = "building", "built"
+Progress = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
@@ -32,7 +34,9 @@ class BuildReport:
         embedded: images that the model was run on.
         reused: new or changed entries whose image was in the gallery already.
         kept: entries that were in the gallery as they are.
-        removed: entries whose image is gone from the source.
+        gone: entries of the gallery that are not among the images; removed only where that was asked for.
+        removed: entries that were removed.
+        generation: the gallery's after it.
         failures: images that were left out, and why.
     """
 
@@ -40,27 +44,51 @@ class BuildReport:
     embedded: int = 0
     reused: int = 0
     kept: int = 0
+    gone: int = 0
     removed: int = 0
+    generation: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image that an entry is to be made of.
+
+    Attributes:
+        path: the image file.
+        entry: what is said of it.
+        content_sha256: what its bytes must be; None where any will do.
+    """
+
+    path: Path
+    entry: Entry
+    content_sha256: bytes | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in a report: the file, or the entry where there is one already."""
+        return path_to_text(self.path) if self.content_sha256 is None else self.entry.id
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Loaded:
-    """A crop that was read: with pixels where it must be embedded, with the reason where it cannot be.
+    """An image that was read: with pixels where it must be embedded, with the reason where it cannot be.
 
     Attributes:
-        entry: what will be written.
-        path: the image file.
+        item: what it is for.
         content_sha256: of the encoded image.
         pixels: the crop at the model's size; None where the gallery has an entry of that content.
         failure: why it cannot be read.
     """
 
-    entry: Entry
-    path: Path
+    item: Item
     content_sha256: bytes = b""
     pixels: Image | None = None
     failure: str | None = None
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 def build_gallery(
@@ -69,38 +97,77 @@ def build_gallery(
     out: Path,
     embedder: Embedder,
     *,
+    prune: bool = False,
     force: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    max_memory: int | None = None,
+    progress: Progress = no_progress,
 ) -> BuildReport:
-    """Make the gallery at `out` hold exactly these crops, under the ids of their paths below `root`.
+    """Put these crops into the gallery at `out`, under the ids of their paths below `root`; it is made if need be.
 
-    A build that was cut off goes on where it stopped. A finished gallery is brought up to date only with
-    `force`. Each COMMIT_ROWS entries are one transaction: whatever ends the process, the gallery opens.
+    What is new or changed is embedded, and with `prune` what is not among the crops is removed. A build that was cut
+    off goes on where it stopped: each COMMIT_ROWS entries are one transaction. `max_memory` is the bytes that the
+    gallery's entries may take where it is served.
 
     Raises:
         DatasetError: two crops have one id.
-        OutputExistsError: `out` holds a finished gallery, or one of another root, and `force` was not given.
+        OutputExistsError: `out` is something else, or was built from another root and `force` was not given.
         GalleryModelError: `out` holds the embeddings of another model.
         GalleryLockedError: another process is writing to it.
+        GalleryFullError: more entries than `max_memory` has room for; what was written before stays.
         GalleryError: it cannot be written.
     """
-    entries = _entries(crops, root)
+    items = [Item(crop.path, entry) for crop, entry in zip(crops, _entries(crops, root), strict=True)]
     source = path_to_text(root.absolute())
-    _check_own(out)
-    with writer_lock(out):
-        store = _open_or_create(out, source, embedder, force=force)
-        try:
-            store.write_note(_ROOT, source)
-            store.write_note(_STATE, _BUILDING)
-            report = _write_all(crops, entries, store, embedder, progress)
-            gone = store.ids() - {entry.id for entry in entries}
-            if gone:
-                store.write([], delete=sorted(gone))
-            report.removed = len(gone)
-            report.entries = len(store.ids())
-            store.write_note(_STATE, _BUILT)
-        finally:
-            store.close()
+    check_own(out)
+    with writer_lock(out), closing(open_or_create(out, embedder)) as store:
+        check_whole(store)
+        built_from = store.note(ROOT)
+        if built_from not in (None, source) and not force:
+            raise OutputExistsError(
+                f"{path_to_text(out)} holds a gallery built from {built_from}: choose another --out, add single images "
+                "with reid-index add, or take it over to this folder with --force"
+            )
+        store.most_entries = most_entries(store.origin, max_memory)
+        store.write_note(ROOT, source)
+        store.write_note(STATE, BUILDING)
+        report = BuildReport()
+        write_all(items, store, store.contents(), embedder, report, progress)
+        gone = store.ids() - {item.entry.id for item in items}
+        report.gone = len(gone)
+        if prune:
+            report.removed = store.delete(sorted(gone)).changed
+        store.write_note(STATE, BUILT)
+        return finished(report, store)
+
+
+def add_images(
+    items: Sequence[Item],
+    folder: Path,
+    embedder: Embedder,
+    *,
+    max_memory: int | None = None,
+    progress: Progress = no_progress,
+) -> BuildReport:
+    """Put single images into a gallery that is there; entries of the same ids are replaced where they differ.
+
+    Raises:
+        DatasetError: two images have one id.
+        GalleryError, GalleryModelError, GalleryLockedError, GalleryFullError: as `build_gallery`.
+    """
+    seen: set[str] = set()
+    for item in items:
+        if item.entry.id in seen:
+            raise DatasetError(f"two images have the id {item.entry.id}")
+        seen.add(item.entry.id)
+    with open_writer(folder, identity=embedder.contract.identity, max_memory=max_memory) as store:
+        report = BuildReport()
+        write_all(items, store, store.known(seen), embedder, report, progress)
+        return finished(report, store)
+
+
+def finished(report: BuildReport, store: Store) -> BuildReport:
+    """A report with what the gallery holds at its end."""
+    report.entries, report.generation = store.count(), store.generation()
     return report
 
 
@@ -110,108 +177,128 @@ def _entries(crops: Sequence[Crop], root: Path) -> list[Entry]:
         name = path_to_text(crop.path.relative_to(root) if crop.path.is_relative_to(root) else crop.path)
         if name in entries:
             raise DatasetError(f"two crops have the path {name}")
-        entries[name] = Entry(name, crop.pid, crop.camid, crop.timestamp, path_to_text(crop.path.absolute()))
+        source = path_to_text(crop.path.absolute())
+        entries[name] = Entry(name, crop.pid, crop.camid, crop.timestamp, source, crop.attributes)
     return list(entries.values())
 
 
-def _check_own(out: Path) -> None:
-    """See that nothing of somebody else's lies where the gallery will."""
+def check_own(out: Path) -> None:
+    """See that nothing of somebody else's lies where a gallery is to be.
+
+    Raises:
+        OutputExistsError: something does.
+    """
     if not out.exists() or holds_gallery(out):
         return
     if not out.is_dir() or {path.name for path in out.iterdir()} - {LOCK, *DATABASE_FILES}:
         raise OutputExistsError(f"{path_to_text(out)} is there already and is no gallery: choose another --out")
 
 
-def _open_or_create(out: Path, source: str, embedder: Embedder, *, force: bool) -> Store:
+def open_or_create(out: Path, embedder: Embedder) -> Store:
+    """Open the gallery of this model at `out` to write, or make it; the caller holds the writer's lock.
+
+    Raises:
+        GalleryError, GalleryModelError: it cannot be written, or holds the embeddings of another model.
+    """
     identity = embedder.contract.identity
     if not holds_gallery(out):
         return create_store(out, Origin(identity, embedder.engine, embedder.contract.dim))
-    store = open_store(out, write=True)
-    try:
+    with contextlib.ExitStack() as on_failure:
+        store = open_store(out, write=True)
+        on_failure.callback(store.close)
         check_origin(out, store.origin, identity=identity)
-        unfinished = store.note(_STATE) != _BUILT and store.note(_ROOT) in (None, source)
-        if not unfinished and not force:
-            raise OutputExistsError(
-                f"{path_to_text(out)} holds a gallery of {len(store.ids())} entries built from {store.note(_ROOT)}: "
-                "choose another --out, or bring it up to date with --force (nothing is embedded twice)"
-            )
-    except BaseException:
-        store.close()
-        raise
-    return store
+        on_failure.pop_all()
+        return store
 
 
-def _write_all(
-    crops: Sequence[Crop],
-    entries: Sequence[Entry],
+def write_all(
+    items: Sequence[Item],
     store: Store,
+    known: Mapping[str, tuple[Entry, bytes]],
     embedder: Embedder,
-    progress: Callable[[int, int], None],
-) -> BuildReport:
-    report = BuildReport()
-    known = store.contents()
+    report: BuildReport,
+    progress: Progress,
+) -> None:
+    """Write what is new or changed against the `known` entries of the store, each with its content_sha256."""
     contents = {content for _, content in known.values()}
 
-    def load(item: tuple[Crop, Entry]) -> _Loaded:
-        return _load(item[0].path, item[1], contents, embedder)
+    def load(item: Item) -> _Loaded:
+        return _load(item, contents, embedder)
 
     done = 0
-    with closing(map_ahead(load, zip(crops, entries, strict=True), ahead=COMMIT_ROWS)) as loading:
+    with closing(map_ahead(load, items, ahead=COMMIT_ROWS)) as loading:
         while group := list(itertools.islice(loading, COMMIT_ROWS)):
             readable = [loaded for loaded in group if loaded.failure is None]
-            changed = [one for one in readable if known.get(one.entry.id) != (one.entry, one.content_sha256)]
-            report.failures += [(_name(one), one.failure) for one in group if one.failure is not None]
+            changed = [one for one in readable if known.get(one.item.entry.id) != (one.item.entry, one.content_sha256)]
+            report.failures += [(one.item.name, one.failure) for one in group if one.failure is not None]
             report.kept += len(readable) - len(changed)
             records = _records(changed, store, embedder, report)
             if records:
-                store.write(records)
+                store.upsert(records)
                 contents.update(record.content_sha256 for record in records)
             done += len(group)
-            progress(done, len(crops))
-    return report
+            progress(done, len(items))
 
 
-def _load(path: Path, entry: Entry, contents: Set[bytes], embedder: Embedder) -> _Loaded:
+def _load(item: Item, contents: Set[bytes], embedder: Embedder) -> _Loaded:
     try:
-        data = read_image(path)
+        data = read_image(item.path)
         content = hashlib.sha256(data).digest()
-        pixels = None if content in contents else embedder.prepare(data)
+        if item.content_sha256 not in (None, content):
+            return _Loaded(item, failure=f"{path_to_text(item.path)} is no longer the image that it was made of")
+        return _Loaded(item, content, None if content in contents else embedder.prepare(data))
     except OSError as error:
-        return _Loaded(entry, path, failure=error.strerror or str(error))
+        return _Loaded(item, failure=_reason(item, error.strerror or str(error)))
     except ImageError as error:
-        return _Loaded(entry, path, failure=str(error))
-    return _Loaded(entry, path, content, pixels)
+        return _Loaded(item, failure=_reason(item, str(error)))
+
+
+def _reason(item: Item, fault: str) -> str:
+    return fault if item.content_sha256 is None else f"{path_to_text(item.path)}: {fault}"
 
 
 def _records(changed: Sequence[_Loaded], store: Store, embedder: Embedder, report: BuildReport) -> list[Record]:
-    """The records of crops that are new or changed, in their order; a crop the model fails on is reported."""
-    fresh = [loaded.pixels for loaded in changed if loaded.pixels is not None]
-    embedded = iter(embedder.embed_each(np.stack(fresh)) if fresh else [])
+    """The records of images that are new or changed, in their order; one that the model fails on is reported."""
+    answers: dict[bytes, Embedding | ReidError] = {}
+    fresh: dict[bytes, Image] = {}
+    for loaded in changed:
+        content = loaded.content_sha256
+        if content in answers or content in fresh:
+            continue
+        vector = store.find_vector(content)
+        if vector is not None:
+            answers[content] = vector
+            continue
+        pixels = _pixels(loaded, embedder)
+        if isinstance(pixels, ReidError):
+            answers[content] = pixels
+        else:
+            fresh[content] = pixels
+    if fresh:
+        answers |= zip(fresh, embedder.embed_each(np.stack(list(fresh.values()))), strict=True)
     records = []
     for loaded in changed:
-        reused = store.find_vector(loaded.content_sha256) if loaded.pixels is None else None
-        vector = reused if reused is not None else _embedded(loaded, embedded, embedder)
-        if isinstance(vector, ReidError):
-            report.failures.append((_name(loaded), str(vector)))
-            continue
-        records.append(Record(loaded.entry, loaded.content_sha256, vector))
-        report.reused += reused is not None
-        report.embedded += reused is None
+        vector_or_error = answers[loaded.content_sha256]
+        if isinstance(vector_or_error, ReidError):
+            report.failures.append((loaded.item.name, _reason(loaded.item, str(vector_or_error))))
+        else:
+            records.append(Record(loaded.item.entry, loaded.content_sha256, vector_or_error))
+    embedded = sum(not isinstance(answers[content], ReidError) for content in fresh)
+    report.embedded += embedded
+    report.reused += len(records) - embedded
     return records
 
 
-def _embedded(
-    loaded: _Loaded, embedded: Iterator[Embedding | EmbeddingError], embedder: Embedder
-) -> Embedding | ReidError:
+def _pixels(loaded: _Loaded, embedder: Embedder) -> Image | ReidError:
     if loaded.pixels is not None:
-        return next(embedded)
+        return loaded.pixels
     # Its content was known when it was read, but the only entry that had it was rewritten since.
     try:
-        (vector,) = embedder.embed_each(embedder.prepare(read_image(loaded.path))[np.newaxis])
+        data = read_image(loaded.item.path)
+        if hashlib.sha256(data).digest() != loaded.content_sha256:
+            return ImageError("it changed while it was read")
+        return embedder.prepare(data)
+    except OSError as error:
+        return ImageError(error.strerror or str(error))
     except ImageError as error:
         return error
-    return vector
-
-
-def _name(loaded: _Loaded) -> str:
-    return path_to_text(loaded.path)

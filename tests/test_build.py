@@ -4,7 +4,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,18 @@ from PIL import Image
 
 from reidserve.datasets import Crop, read_crops
 from reidserve.embed import Embedder
-from reidserve.errors import DatasetError, GalleryError, GalleryLockedError, GalleryModelError, OutputExistsError
-from reidserve.index import build_gallery, read_snapshot
+from reidserve.errors import (
+    DatasetError,
+    GalleryError,
+    GalleryFullError,
+    GalleryLockedError,
+    GalleryModelError,
+    OutputExistsError,
+)
+from reidserve.index import Entry, Item, Snapshot, add_images, build_gallery, read_snapshot
+from reidserve.index.blocks import entry_bytes
 from reidserve.index.lock import writer_lock
-from reidserve.index.store import open_store
-from tests.conftest import BIN, draw_crop, run_command, write_crops
+from tests.conftest import BIN, draw_crop, run_command, wait_for_entries, write_crops
 
 
 @pytest.fixture
@@ -35,9 +41,15 @@ def build(crops: Path, out: Path, embedder: Embedder, **options):
     return build_gallery(read_crops(crops), crops, out, embedder, **options)
 
 
+def entry_of(snapshot: Snapshot, name: str) -> Entry:
+    entry = snapshot.find(name)
+    assert entry is not None
+    return entry
+
+
 def contents(out: Path) -> dict[str, list[float]]:
     snapshot = read_snapshot(out)
-    return {name: snapshot.vector(row).tolist() for name, row in snapshot.row_of.items()}
+    return {entry.id: snapshot.vector(snapshot.row(entry.id)).tolist() for entry in snapshot.entries()}
 
 
 def test_a_gallery_holds_each_crop_under_its_path_with_its_labels(crops: Path, out: Path, embedder: Embedder):
@@ -45,8 +57,8 @@ def test_a_gallery_holds_each_crop_under_its_path_with_its_labels(crops: Path, o
     assert (report.entries, report.embedded, report.failures) == (12, 12, [])
     snapshot = read_snapshot(out, identity=embedder.contract.identity)
     for path in crops.iterdir():
-        row = snapshot.row_of[path.name]
-        entry = snapshot.entries[row]
+        row = snapshot.row(path.name)
+        entry = entry_of(snapshot, path.name)
         assert (entry.pid, entry.camid) == (path.name[:4], path.name[6])
         assert entry.source == str(path)
         np.testing.assert_array_equal(snapshot.vector(row), embedder.embed_encoded([path.read_bytes()])[0])
@@ -55,7 +67,7 @@ def test_a_gallery_holds_each_crop_under_its_path_with_its_labels(crops: Path, o
 def test_rows_stand_in_the_order_of_paths(crops: Path, out: Path, embedder: Embedder):
     build(crops, out, embedder)
     snapshot = read_snapshot(out)
-    assert list(snapshot.row_of) == sorted(path.name for path in crops.iterdir())
+    assert [entry.id for entry in snapshot.entries()] == sorted(path.name for path in crops.iterdir())
 
 
 def test_images_that_cannot_be_read_are_named_and_cost_no_other(crops: Path, out: Path, embedder: Embedder):
@@ -80,18 +92,10 @@ def test_file_names_that_are_not_utf8_become_readable_ids(crops: Path, out: Path
     report = build(crops, out, embedder)
     assert report.failures == []
     snapshot = read_snapshot(out)
-    assert snapshot.entries[snapshot.row_of["0042_c1s1_%FF%E9.png"]].pid == "0042"
+    assert entry_of(snapshot, "0042_c1s1_%FF%E9.png").pid == "0042"
 
 
-def test_a_finished_gallery_is_not_touched_without_force(crops: Path, out: Path, embedder: Embedder):
-    build(crops, out, embedder)
-    write_crops(crops, pids=8)
-    with pytest.raises(OutputExistsError, match="holds a gallery of 12 entries built from .*--force"):
-        build(crops, out, embedder)
-    assert len(read_snapshot(out)) == 12
-
-
-def test_force_brings_a_gallery_up_to_date_and_embeds_nothing_twice(
+def test_a_build_into_a_gallery_adds_what_is_new_or_changed_and_embeds_nothing_twice(
     crops: Path, out: Path, tmp_path: Path, embedder: Embedder
 ):
     build(crops, out, embedder)
@@ -100,16 +104,66 @@ def test_force_brings_a_gallery_up_to_date_and_embeds_nothing_twice(
     Image.fromarray(draw_crop(77, 1)).save(crops / "0077_c1s1_000000_00.png")  # new
     twin = crops / "0077_c2s1_000000_00.png"  # new, but with a known content
     twin.write_bytes((crops / "0003_c1s1_000000_00.png").read_bytes())
-    report = build(crops, out, embedder, force=True)
-    assert (report.embedded, report.reused, report.kept, report.removed, report.entries) == (2, 1, 10, 1, 13)
+    report = build(crops, out, embedder)
+    assert (report.embedded, report.reused, report.kept, report.gone, report.removed) == (2, 1, 10, 1, 0)
+    assert report.entries == 14
 
+    pruned = build(crops, out, embedder, prune=True)
+    assert (pruned.embedded, pruned.kept, pruned.gone, pruned.removed, pruned.entries) == (0, 13, 1, 1, 13)
     build(crops, tmp_path / "fresh.gallery", embedder)
     assert contents(out) == contents(tmp_path / "fresh.gallery")
 
-    generation = read_snapshot(out).generation
-    report = build(crops, out, embedder, force=True)
-    assert (report.embedded, report.kept) == (0, 13)
-    assert read_snapshot(out).generation == generation
+    again = build(crops, out, embedder, prune=True)
+    assert (again.embedded, again.kept, again.generation) == (0, 13, pruned.generation)
+
+
+def test_equal_images_of_one_build_are_embedded_once(crops: Path, out: Path, embedder: Embedder):
+    first = sorted(crops.iterdir())[0]
+    for number in (1, 2):
+        (crops / f"009{number}_c1s1_000000_00.png").write_bytes(first.read_bytes())
+    report = build(crops, out, embedder)
+    assert (report.embedded, report.reused, report.entries) == (12, 2, 14)
+    assert contents(out)["0092_c1s1_000000_00.png"] == contents(out)[first.name]
+
+
+def test_another_folder_takes_a_gallery_over_by_force_only(crops: Path, out: Path, tmp_path: Path, embedder: Embedder):
+    build(crops, out, embedder)
+    write_crops(tmp_path / "other", pids=2)
+    with pytest.raises(OutputExistsError, match=f"holds a gallery built from {crops}.*--force"):
+        build(tmp_path / "other", out, embedder)
+    assert len(read_snapshot(out)) == 12
+    report = build(tmp_path / "other", out, embedder, force=True)
+    # The same names and the same pictures: only where they came from is new.
+    assert (report.embedded, report.reused, report.gone) == (0, 4, 8)
+    with pytest.raises(OutputExistsError, match="built from .*other"):
+        build(crops, out, embedder)
+
+
+def test_what_does_not_fit_in_the_memory_is_refused_before_it_is_written(crops: Path, out: Path, embedder: Embedder):
+    build(crops, out, embedder)
+    write_crops(crops, pids=8)
+    most = 14 * entry_bytes(embedder.contract.dim)
+    with pytest.raises(GalleryFullError, match="would hold 16 entries, 14 fit"):
+        build(crops, out, embedder, max_memory=most)
+    assert len(read_snapshot(out)) == 12
+    assert build(crops, out, embedder, max_memory=most + 2 * entry_bytes(embedder.contract.dim)).entries == 16
+
+
+def test_images_are_added_one_by_one(crops: Path, out: Path, tmp_path: Path, embedder: Embedder):
+    build(crops, out, embedder)
+    path = tmp_path / "new.png"
+    Image.fromarray(draw_crop(77, 1)).save(path)
+    item = Item(path, Entry("mine", pid="77", attributes={"colour": "red"}))
+    assert add_images([item], out, embedder).embedded == 1
+    snapshot = read_snapshot(out)
+    assert snapshot.find("mine") == item.entry
+    np.testing.assert_array_equal(snapshot.vector(snapshot.row("mine")), embedder.embed_encoded([path.read_bytes()])[0])
+    assert add_images([item], out, embedder).kept == 1
+    with pytest.raises(DatasetError, match="two images have the id mine"):
+        add_images([item, item], out, embedder)
+    with pytest.raises(GalleryError, match="no gallery at"):
+        add_images([item], tmp_path / "none", embedder)
+    assert not (tmp_path / "none").exists()
 
 
 def test_images_that_trade_places_keep_nothing_of_the_old(crops: Path, out: Path, embedder: Embedder, monkeypatch):
@@ -120,7 +174,7 @@ def test_images_that_trade_places_keep_nothing_of_the_old(crops: Path, out: Path
     (crops / names[-1]).write_bytes(first)
     # In groups of two the only entry with the first content is rewritten before the last one asks for it.
     monkeypatch.setattr("reidserve.index.build.COMMIT_ROWS", 2)
-    report = build(crops, out, embedder, force=True)
+    report = build(crops, out, embedder)
     assert (report.failures, report.reused, report.embedded) == ([], 1, 1)
     assert contents(out)[names[0]] == embedder.embed_encoded([last])[0].tolist()
     assert contents(out)[names[-1]] == embedder.embed_encoded([first])[0].tolist()
@@ -138,7 +192,7 @@ def test_an_entry_whose_image_became_unreadable_is_kept(crops: Path, out: Path, 
     build(crops, out, embedder)
     before = contents(out)
     (crops / "0001_c1s1_000000_00.png").write_text("gone bad")
-    report = build(crops, out, embedder, force=True)
+    report = build(crops, out, embedder, prune=True)
     assert len(report.failures) == 1
     assert contents(out) == before
 
@@ -189,22 +243,6 @@ def start_build(crops: Path, out: Path, model: Path, **options) -> subprocess.Po
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def wait_for_entries(out: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            store = open_store(out)
-        except GalleryError:
-            time.sleep(0.002)
-            continue
-        found = len(store.ids())
-        store.close()
-        if found >= count:
-            return
-        time.sleep(0.002)
-    raise AssertionError(f"the build never got to {count} entries")
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_an_interrupted_build_leaves_a_gallery_that_opens_and_is_resumed(
     many: Path, out: Path, model: Path, embedder: Embedder, number, code
@@ -225,13 +263,13 @@ def test_an_interrupted_build_leaves_a_gallery_that_opens_and_is_resumed(
     assert report["embedded"] == 1200 - len(half)
     whole = contents(out)
     assert {name: whole[name] for name in half} == half
-    assert list(whole) == sorted(path.name for path in many.iterdir())
+    assert sorted(whole) == sorted(path.name for path in many.iterdir())
 
 
 def test_a_full_disk_ends_a_build_with_one_line_and_loses_nothing_committed(many: Path, out: Path, model: Path):
     def limit() -> None:
         # A file-size limit fails writes as a full disk does, without needing a disk to fill.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
     building = start_build(many, out, model, preexec_fn=limit)
     output, errors = building.communicate(timeout=60)
@@ -246,7 +284,9 @@ def test_a_full_disk_ends_a_build_with_one_line_and_loses_nothing_committed(many
     assert json.loads(report.stdout)["entries"] == 1200
 
 
-def test_a_read_only_folder_is_refused_with_the_reason(tmp_path: Path, crops: Path, out: Path, embedder: Embedder):
+def test_a_read_only_folder_is_read_and_refused_for_writing_with_the_reason(
+    tmp_path: Path, crops: Path, out: Path, embedder: Embedder
+):
     build(crops, out, embedder)
     for folder in [tmp_path, *tmp_path.parents][:4]:
         folder.chmod(0o755)
@@ -255,10 +295,13 @@ def test_a_read_only_folder_is_refused_with_the_reason(tmp_path: Path, crops: Pa
     script = (
         "import os, pathlib, sys; from reidserve.index import open_gallery\n"
         "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-        "open_gallery(pathlib.Path(sys.argv[1]))"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "print(len(open_gallery(folder).snapshot))\n"
+        "open_gallery(folder, write=True)"
     )
     child = subprocess.run([sys.executable, "-P", "-c", script, out], capture_output=True, text=True, check=False)
     out.chmod(0o755)
     assert child.returncode == 1
+    assert child.stdout == "12\n"
     assert "GalleryError" in child.stderr
-    assert "its folder is read-only" in child.stderr
+    assert "cannot be written: Permission denied" in child.stderr
