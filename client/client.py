@@ -3,7 +3,8 @@
 import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from reidserve.client.filters import Attribute, Filter, filter_message, read_attributes, read_time
 from reidserve.errors import QueryError, RequestError
 from reidserve.proto.reid.v1 import reid_pb2
 from reidserve.proto.reid.v1.reid_pb2_grpc import SearchServiceStub
@@ -36,6 +38,8 @@ class Hit:
         camid: the camera; None where unknown.
         score: cosine of query and entry, -1 to 1, higher is better.
         rank: 1 for the best.
+        timestamp: when it was taken, in UTC; None where unknown.
+        attributes: what else is known of it, by name.
     """
 
     entry_id: str
@@ -43,6 +47,8 @@ class Hit:
     camid: str | None
     score: float
     rank: int
+    timestamp: datetime | None = None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +91,23 @@ class Client:
         self._channel = grpc.insecure_channel(target, options=options)
         self._stub = SearchServiceStub(self._channel)
 
-    def search(self, image: Image, top_k: int = 10, *, gallery: str = "") -> SearchResult:
-        """The `top_k` entries most like an image."""
+    def search(self, image: Image, top_k: int = 10, *, gallery: str = "", where: Filter | None = None) -> SearchResult:
+        """The `top_k` entries most like an image, of those that `where` lets through."""
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
-        return self._search(_request(top_k, image=data, gallery=gallery))
+        return self._search(_request(top_k, where, image=data, gallery=gallery))
 
-    def search_embedding(self, embedding: Sequence[float], top_k: int = 10, *, gallery: str = "") -> SearchResult:
+    def search_embedding(
+        self, embedding: Sequence[float], top_k: int = 10, *, gallery: str = "", where: Filter | None = None
+    ) -> SearchResult:
         """The `top_k` entries most like an embedding of the server's own model, of unit length."""
         raw = _little_endian(array("f", embedding)).tobytes()
-        return self._search(_request(top_k, embedding=raw, gallery=gallery))
+        return self._search(_request(top_k, where, embedding=raw, gallery=gallery))
 
-    def search_entry(self, entry_id: str, top_k: int = 10, *, gallery: str = "") -> SearchResult:
+    def search_entry(
+        self, entry_id: str, top_k: int = 10, *, gallery: str = "", where: Filter | None = None
+    ) -> SearchResult:
         """The `top_k` entries most like an entry of the gallery, itself left out."""
-        return self._search(_request(top_k, entry_id=entry_id, gallery=gallery))
+        return self._search(_request(top_k, where, entry_id=entry_id, gallery=gallery))
 
     def embed(self, image: Image) -> "array[float]":
         """An image's embedding, float32 of unit length."""
@@ -126,6 +136,8 @@ class Client:
                 camid=hit.camid if hit.HasField("camid") else None,
                 score=hit.score,
                 rank=hit.rank,
+                timestamp=read_time(hit.timestamp) if hit.HasField("timestamp") else None,
+                attributes=read_attributes(hit.attributes),
             )
             for hit in response.hits
         ]
@@ -139,9 +151,14 @@ class Client:
             raise _request_error(error, self._target) from error
 
 
-def _request(top_k: int, **fields: Any) -> reid_pb2.SearchRequest:  # noqa: ANN401  # the message checks them
+def _request(
+    top_k: int,
+    where: Filter | None,
+    **fields: Any,  # noqa: ANN401  # the message checks them
+) -> reid_pb2.SearchRequest:
+    said = None if where is None else filter_message(where)
     try:
-        return reid_pb2.SearchRequest(top_k=top_k, **fields)
+        return reid_pb2.SearchRequest(top_k=top_k, filter=said, **fields)
     except ValueError as error:  # a number of more than 32 bits, a text that is not Unicode
         raise QueryError(f"the query does not fit the protocol: {error}") from error
 

@@ -1,11 +1,30 @@
 """Hits as every command prints them."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from reidserve.commands.console import print_lines
 
+if TYPE_CHECKING:
+    from reidserve.index import Hit
+
 HitFacts = Mapping[str, object]
-"""rank, score, entry_id, pid and camid of one hit."""
+"""entry_id, pid, camid, score, rank, timestamp and attributes of one hit, as the client's Hit has them."""
+
+
+def hit_facts(hit: "Hit") -> HitFacts:
+    """A hit of the index, as the client would say it."""
+    entry = hit.entry
+    return {
+        "entry_id": entry.id,
+        "pid": entry.pid,
+        "camid": entry.camid,
+        "score": hit.score,
+        "rank": hit.rank,
+        "timestamp": _time(entry.timestamp),
+        "attributes": dict(sorted(entry.attributes.items())),
+    }
 
 
 def print_hits(hits: Sequence[HitFacts]) -> None:
@@ -19,6 +38,13 @@ def print_hits(hits: Sequence[HitFacts]) -> None:
             for row in rows
         ]
     )
+
+
+def _time(microseconds: int | None) -> datetime | None:
+    try:
+        return None if microseconds is None else datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+    except OverflowError:  # not of the years 1 to 9999, which alone travel
+        return None
 
 
 def _text(value: object) -> str:

@@ -1,13 +1,17 @@
 """reid-search: ask a server who is in a photograph."""
 
 from dataclasses import asdict
-from typing import Annotated
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from reidserve.commands.console import Json, make_app, print_json, quiet_grpc, run
 from reidserve.commands.hits import print_hits
-from reidserve.errors import UsageError
+from reidserve.errors import QueryError, UsageError
+
+if TYPE_CHECKING:
+    from reidserve.client import Filter
 
 app = make_app("reid-search")
 
@@ -20,6 +24,7 @@ def search(
     server: str = "127.0.0.1:50051",
     gallery: str = "",
     top_k: int = 10,
+    where: Annotated[str | None, Parameter(show_default=False)] = None,
     timeout: float = 30.0,
     json: Json = False,
 ) -> None:
@@ -31,6 +36,7 @@ def search(
         server: The server's host:port.
         gallery: The gallery's name, where the server has several.
         top_k: How many hits.
+        where: Which entries may be found, such as 'camid in (c1, c2) and speed < 30'.
         timeout: Seconds to wait for the answer.
     """
     quiet_grpc()
@@ -38,13 +44,42 @@ def search(
 
     if not 0 < timeout < 1e6:
         raise UsageError(f"--timeout must be above 0 seconds and below a million, got {timeout:g}")
+    said = None if where is None else _read_filter(where)
     with Client(server, timeout=timeout) as client:
         ask = client.search_entry if entry else client.search
-        result = ask(query, top_k=top_k, gallery=gallery)
+        result = ask(query, top_k=top_k, gallery=gallery, where=said)
     if json:
         print_json(asdict(result))
     else:
         print_hits([asdict(hit) for hit in result.hits])
+
+
+def _read_filter(text: str) -> "Filter":
+    """The client's filter of a text; only here is NumPy loaded, which the index is made of."""
+    from reidserve.client import Filter
+    from reidserve.index import parse_filter
+
+    where = parse_filter(text)
+    return Filter(
+        ids=where.ids,
+        pids=where.pids,
+        camids=where.camids,
+        not_camids=where.not_camids,
+        since=_time(where.since),
+        until=_time(where.until),
+        attributes=[
+            (one.name, one.test, one.values if one.test == "in" else one.values[0]) for one in where.attributes
+        ],
+    )
+
+
+def _time(microseconds: int | None) -> datetime | None:
+    if microseconds is None:
+        return None
+    try:
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+    except OverflowError as error:
+        raise QueryError(f"a time must be of the years 1 to 9999, got {microseconds} microseconds from 1970") from error
 
 
 def main() -> None:

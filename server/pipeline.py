@@ -13,7 +13,7 @@ import numpy as np
 
 from reidserve.embed import Embedder, Embedding, Image
 from reidserve.errors import GalleryNotFoundError, OverloadedError
-from reidserve.index import Gallery, Hit, Snapshot
+from reidserve.index import Filter, Gallery, Hit, Snapshot
 from reidserve.server.batcher import Batcher
 from reidserve.server.ranker import Query, rank_together
 
@@ -80,8 +80,8 @@ class Pipeline:
         self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="query")
         self._in_flight = 0
 
-    async def search_image(self, data: bytes, *, gallery: str, top_k: int) -> Answer:
-        """Rank a gallery against an encoded image.
+    async def search_image(self, data: bytes, *, gallery: str, top_k: int, where: Filter | None = None) -> Answer:
+        """Rank a gallery, or what of it a filter lets through, against an encoded image.
 
         Raises:
             ImageError, EmbeddingError: the image is none, or the model fails on it.
@@ -92,10 +92,12 @@ class Pipeline:
         snapshot.check_top_k(top_k)
         with self._admitted():
             embedding = await self._embed(data, stages)
-            return await self._rank(Query(snapshot, embedding, top_k), stages)
+            return await self._rank(Query(snapshot, embedding, top_k, where), stages)
 
-    async def search_embedding(self, embedding: Embedding, *, gallery: str, top_k: int) -> Answer:
-        """Rank a gallery against an embedding (dim,).
+    async def search_embedding(
+        self, embedding: Embedding, *, gallery: str, top_k: int, where: Filter | None = None
+    ) -> Answer:
+        """Rank a gallery, or what of it a filter lets through, against an embedding (dim,).
 
         Raises:
             QueryError: it is no unit vector of the gallery's dimensions, or `top_k` or the name is wrong.
@@ -105,10 +107,10 @@ class Pipeline:
         snapshot.check_top_k(top_k)
         snapshot.check_queries(embedding[np.newaxis])
         with self._admitted():
-            return await self._rank(Query(snapshot, embedding, top_k), stages)
+            return await self._rank(Query(snapshot, embedding, top_k, where), stages)
 
-    async def search_entry(self, entry_id: str, *, gallery: str, top_k: int) -> Answer:
-        """Rank a gallery against one of its entries, itself left out.
+    async def search_entry(self, entry_id: str, *, gallery: str, top_k: int, where: Filter | None = None) -> Answer:
+        """Rank a gallery, or what of it a filter lets through, against one of its entries, itself left out.
 
         Raises:
             EntryNotFoundError: there is no such entry.
@@ -119,7 +121,7 @@ class Pipeline:
         snapshot.check_top_k(top_k)
         row = snapshot.row(entry_id)
         with self._admitted():
-            return await self._rank(Query(snapshot, snapshot.vector(row), top_k, left_out=row), stages)
+            return await self._rank(Query(snapshot, snapshot.vector(row), top_k, where, left_out=row), stages)
 
     async def embed(self, data: bytes) -> tuple[Embedding, Stages]:
         """The embedding (dim,) of an encoded image.

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from reidserve.errors import NotServingError, QueryError
 from reidserve.proto.reid.v1 import reid_pb2
+from reidserve.server.messages import hit_message, read_filter
 from reidserve.server.pipeline import Answer, Pipeline, Stages
 from reidserve.server.status import abort
 
@@ -69,15 +70,17 @@ class SearchService:
 
     async def _search(self, request: reid_pb2.SearchRequest) -> reid_pb2.SearchResponse:
         pipeline = self._ready()
+        gallery = request.gallery
         top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
+        where = read_filter(request.filter) if request.HasField("filter") else None
         match request.WhichOneof("query"):
             case "image":
-                answer = await pipeline.search_image(request.image, gallery=request.gallery, top_k=top_k)
+                answer = await pipeline.search_image(request.image, gallery=gallery, top_k=top_k, where=where)
             case "embedding":
                 embedding = _read_embedding(request.embedding)
-                answer = await pipeline.search_embedding(embedding, gallery=request.gallery, top_k=top_k)
+                answer = await pipeline.search_embedding(embedding, gallery=gallery, top_k=top_k, where=where)
             case "entry_id":
-                answer = await pipeline.search_entry(request.entry_id, gallery=request.gallery, top_k=top_k)
+                answer = await pipeline.search_entry(request.entry_id, gallery=gallery, top_k=top_k, where=where)
             case _:
                 raise QueryError("expected an image, an embedding or an entry_id to search for, got none")
         return _search_response(answer, pipeline)
@@ -121,12 +124,11 @@ def _read_embedding(raw: bytes) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 
 
 def _search_response(answer: Answer, pipeline: Pipeline) -> reid_pb2.SearchResponse:
-    hits = [
-        reid_pb2.Hit(entry_id=hit.entry.id, pid=hit.entry.pid, camid=hit.entry.camid, score=hit.score, rank=hit.rank)
-        for hit in answer.hits
-    ]
     return reid_pb2.SearchResponse(
-        hits=hits, model=_model(pipeline), generation=answer.generation, timings=_timings(answer.stages)
+        hits=map(hit_message, answer.hits),
+        model=_model(pipeline),
+        generation=answer.generation,
+        timings=_timings(answer.stages),
     )
 
 

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from reidserve.embed import Device, Embedder, open_embedder
 from reidserve.embed.images import MAX_BYTES
 from reidserve.errors import GalleryError, ServerError
-from reidserve.index import Gallery, open_gallery
+from reidserve.index import Gallery, IndexDevice, IndexKind, open_gallery
 from reidserve.server.pipeline import Pipeline
 from reidserve.server.service import SERVICE, SearchService
 
@@ -24,6 +24,7 @@ from reidserve.server.service import SERVICE, SearchService
 _MAX_MESSAGE = 2 * MAX_BYTES
 _UNLIMITED = 2**20
 _REFRESH_SECONDS = 1.0
+_NAMED_DAMAGES = 20
 _LAST_WORDS_SECONDS = 1.0  # for replies that are on their way when the last call is done
 
 _logger = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ class Settings:
         listen: host:port; port 0 takes a free one.
         device: where the model runs.
         grace: how long calls under way may take after SIGTERM, seconds.
+        index: how rows are searched.
+        index_device: where rows are searched.
+        max_memory: what each gallery's entries may take, bytes; None for no limit.
     """
 
     model: Path
@@ -46,6 +50,9 @@ class Settings:
     listen: str
     device: Device
     grace: float
+    index: IndexKind = "auto"
+    index_device: IndexDevice = "cpu"
+    max_memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +153,23 @@ def _load(settings: Settings) -> tuple[Embedder, dict[str, Gallery]]:
         name = folder.absolute().name.removesuffix(".gallery")
         if name in galleries:
             raise GalleryError(f"two galleries are named {name!r}: rename a folder")
-        galleries[name] = open_gallery(folder, identity=embedder.contract.identity)
+        opened = open_gallery(
+            folder,
+            identity=embedder.contract.identity,
+            kind=settings.index,
+            device=settings.index_device,
+            max_memory=settings.max_memory,
+        )
+        galleries[name] = opened
+        if opened.origin.engine != embedder.engine:
+            _logger.warning(
+                "gallery %s was embedded by %s, queries are by %s: scores differ a little from those of one engine",
+                name,
+                opened.origin.engine,
+                embedder.engine,
+            )
+        for damage in opened.snapshot.damaged[:_NAMED_DAMAGES]:
+            _logger.warning("gallery %s serves without entry %r: %s (reid-index verify)", name, damage.id, damage.fault)
     return embedder, galleries
 
 

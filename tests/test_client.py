@@ -4,7 +4,7 @@ from array import array
 
 import pytest
 
-from reidserve.client import Client, RequestError
+from reidserve.client import Client, Filter, RequestError
 from reidserve.errors import QueryError
 from tests.conftest import Server
 
@@ -38,6 +38,24 @@ def test_the_servers_reason_reaches_the_caller(server: Server):
 def test_a_query_that_does_not_fit_the_protocol_is_refused_before_it_is_sent(entry_id, top_k):
     with Client("127.0.0.1:1") as client, pytest.raises(QueryError, match="does not fit the protocol"):
         client.search_entry(entry_id, top_k)
+
+
+def test_a_filter_is_heeded_by_each_way_of_searching(server: Server, crops):
+    where = Filter(camids=["2"], pids=["0003", "0004", "nobody"])
+    path = sorted(crops.iterdir())[0]
+    with Client(server.target) as client:
+        results = [
+            client.search(path, where=where),
+            client.search_embedding(client.embed(path), where=where),
+            client.search_entry(path.name, where=where),
+            client.search(path, where=Filter(ids=[])),
+            client.search(path, 40, where=Filter()),
+        ]
+    assert [{(hit.pid, hit.camid) for hit in result.hits} for result in results[:4]] == [
+        *[{("0003", "2"), ("0004", "2")}] * 3,
+        set(),
+    ]
+    assert len(results[4].hits) == 40
 
 
 def test_an_embedding_is_a_float_array_of_unit_length(server: Server, crops):

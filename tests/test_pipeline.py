@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from reidserve.embed import Embedder, read_artifact
 from reidserve.embed.contract import MODEL_FILE
 from reidserve.embed.onnx_session import OnnxSession
 from reidserve.errors import GalleryNotFoundError, OverloadedError, QueryError
-from reidserve.index import Origin, open_gallery, read_snapshot
+from reidserve.index import Condition, Entry, Filter, Origin, Record, open_gallery, read_snapshot
 from reidserve.index.store import create_store
 from reidserve.server.pipeline import MAX_IN_FLIGHT, Pipeline
 from reidserve.server.ranker import Query, rank_together
@@ -35,7 +36,7 @@ def test_queries_ranked_together_get_what_each_gets_alone(gallery: Path, tmp_pat
         tmp_path / "other.gallery", Origin(read_artifact(model).contract.identity, "fp32/onnxruntime-cpu", 24)
     )
     rows = unit_rows(np.random.default_rng(1), 30, 24)
-    other.write(
+    other.upsert(
         [type(one)(one.entry, one.content_sha256, row) for one, row in zip(map(numbered, range(30)), rows, strict=True)]
     )
     snapshots = [read_snapshot(gallery), read_snapshot(other.folder)]
@@ -46,6 +47,19 @@ def test_queries_ranked_together_get_what_each_gets_alone(gallery: Path, tmp_pat
         assert hits == alone
         assert len(hits) == min(query.top_k, len(query.snapshot))
     other.close()
+
+
+def test_filters_that_python_takes_for_equal_are_kept_apart(tmp_path: Path):
+    """1 is True to Python, and a filter's 1 is not."""
+    vectors = unit_rows(np.random.default_rng(3), 4, 24)
+    entries = [Entry(f"n{place}", attributes={"gate": True}) for place in range(4)]
+    with closing(create_store(tmp_path / "gates.gallery", Origin("0" * 64, "fp32/onnxruntime-cpu", 24))) as store:
+        store.upsert([Record(one, bytes(32), vector) for one, vector in zip(entries, vectors, strict=True)])
+    snapshot = read_snapshot(tmp_path / "gates.gallery")
+    vector = vectors[0]
+    asked = [None, *(Filter(attributes=(Condition("gate", "==", (value,)),)) for value in (1, True, 1.0, False))]
+    hits = rank_together([Query(snapshot, vector, 3, where) for where in asked])
+    assert [len(found) for found in hits] == [3, 0, 3, 0, 0]
 
 
 def numbered(number: int):

@@ -71,7 +71,7 @@ def test_rankings_over_grpc_equal_brute_force_entry_by_entry_and_score_by_score(
     photographs: Path, serving: Server, vehicles: Path, embedder: Embedder
 ):
     snapshot = read_snapshot(vehicles, identity=serving.identity)
-    rows = sorted(snapshot.entries)
+    rows, entries = snapshot.rows().tolist(), list(snapshot.entries())
     stored = np.stack([snapshot.vector(row) for row in rows])
     queries = sorted(photographs.rglob("*.jpg"))[:: 1134 // 50][:50]
     assert len(queries) == 50
@@ -81,8 +81,6 @@ def test_rankings_over_grpc_equal_brute_force_entry_by_entry_and_score_by_score(
             scores = np.vecdot(stored, query)
             order = np.lexsort((rows, -scores))
             hits = client.search(path, top_k=len(rows)).hits
-            assert [hit.entry_id for hit in hits] == [snapshot.entries[rows[place]].id for place in order]
+            assert [hit.entry_id for hit in hits] == [entries[place].id for place in order]
             assert [np.float32(hit.score) for hit in hits] == scores[order].tolist()
-            assert [(hit.pid, hit.camid) for hit in hits[:1]] == [
-                (snapshot.entries[rows[order[0]]].pid, snapshot.entries[rows[order[0]]].camid)
-            ]
+            assert [(hit.pid, hit.camid) for hit in hits[:1]] == [(entries[order[0]].pid, entries[order[0]].camid)]

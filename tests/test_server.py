@@ -20,7 +20,8 @@ from reidserve.client import Client
 from reidserve.datasets import read_crops
 from reidserve.embed import Embedder, open_embedder
 from reidserve.errors import EntryNotFoundError, OverloadedError, QueryError, ReidError, RequestError
-from reidserve.index import build_gallery, read_snapshot
+from reidserve.index import Origin, build_gallery, read_snapshot
+from reidserve.index.store import create_store
 from reidserve.proto.reid.v1 import reid_pb2
 from reidserve.server.service import SERVICE
 from tests.conftest import BIN, Server, run_command, start_server, stop_server, write_crops
@@ -39,8 +40,9 @@ def answers_of(result) -> list[tuple]:
 def expected_hits(gallery: Path, query: np.ndarray, top_k: int) -> list[tuple]:
     """Brute force over the stored embeddings."""
     snapshot = read_snapshot(gallery)
-    scored = sorted((-np.vecdot(snapshot.vector(row), query), row) for row in snapshot.entries)
-    entries = [(snapshot.entries[row], -score) for score, row in scored[:top_k]]
+    stored = dict(zip(snapshot.rows().tolist(), snapshot.entries(), strict=True))
+    scored = sorted((-np.vecdot(snapshot.vector(row), query), row) for row in stored)
+    entries = [(stored[row], -score) for score, row in scored[:top_k]]
     return [(entry.id, entry.pid, entry.camid, score, rank) for rank, (entry, score) in enumerate(entries, start=1)]
 
 
@@ -183,6 +185,29 @@ def test_reflection_describes_the_service_to_those_without_the_proto(server):
     assert [hit["rank"] for hit in hits] == [1, 2, 3]
 
 
+def test_a_filter_can_be_said_in_json(server):
+    """As any language's JSON says it: the names of fields are part of the interface."""
+    asked = {
+        "entryId": "0001_c1s1_000000_00.png",
+        "topK": 40,
+        "filter": {"pids": {"anyOf": ["0001", "0002", "0003"]}, "excludeCamids": ["1"]},
+    }
+    timed = {"filter": {"since": "2026-05-01T08:00:00.000001Z"}}
+    tested = {"filter": {"attributes": [{"name": "speed", "less": {"number": 30}}]}}
+    found = []
+    for request in (asked, asked | timed, asked | tested):
+        arguments = ["--protocol", "grpc", "--http2-prior-knowledge", "-d", json.dumps(request)]
+        result = subprocess.run(
+            [BIN / "buf", "curl", *arguments, f"http://{server.target}/{SERVICE}/Search"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        found.append(sorted(hit["entryId"] for hit in json.loads(result.stdout).get("hits", [])))
+    assert found == [[f"{pid:04}_c2s1_000000_00.png" for pid in (1, 2, 3)], [], []]
+
+
 def test_what_another_process_writes_is_served_without_a_restart(tmp_path: Path, model: Path, embedder: Embedder):
     crops, out = tmp_path / "crops", tmp_path / "live.gallery"
     write_crops(crops, pids=3)
@@ -193,7 +218,7 @@ def test_what_another_process_writes_is_served_without_a_restart(tmp_path: Path,
             before = client.search_entry("0001_c1s1_000000_00.png", 100)
             write_crops(crops, pids=5)
             (crops / "0002_c1s1_000000_00.png").unlink()
-            build = run_command("reid-index", "build", crops, "--model", model, "--out", out, "--force")
+            build = run_command("reid-index", "build", crops, "--model", model, "--out", out, "--prune")
             assert build.returncode == 0, build.stderr
             deadline = time.monotonic() + 20
             after = before
@@ -332,3 +357,20 @@ def test_a_server_loads_no_training_library(server):
     loaded = {Path(line.split()[-1]).name for line in maps.splitlines() if "/" in line}
     assert any("onnxruntime" in name for name in loaded)
     assert not any(name.startswith(("libtorch", "onnx_cpp2py")) for name in loaded)
+
+
+def test_a_gallery_of_another_engine_is_served_and_that_is_said(model: Path, tmp_path: Path, embedder: Embedder):
+    folder = tmp_path / "int8.gallery"
+    identity = embedder.contract.identity
+    create_store(folder, Origin(identity, "int8/onnxruntime-cpu", embedder.contract.dim)).close()
+    process = subprocess.Popen(
+        [BIN / "reid-serve", "--listen", "127.0.0.1:0", "--json", "--model", model, "--gallery", folder],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["galleries"] == {"int8": 0}
+    process.terminate()
+    _, log = process.communicate(timeout=30)
+    assert "was embedded by int8/onnxruntime-cpu, queries are by fp32/onnxruntime-cpu" in log

@@ -23,29 +23,44 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"reidserve/proto/reid/v1/reid.proto\x12\x07reid.v1\x1a\x1egoogle/protobuf/duration.proto\"\x81\x01\n\rSearchRequest\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12\x13\n\tembedding\x18\x02 \x01(\x0cH\x00\x12\x12\n\x08\x65ntry_id\x18\x03 \x01(\tH\x00\x12\x0f\n\x07gallery\x18\x04 \x01(\t\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x01\x88\x01\x01\x42\x07\n\x05queryB\x08\n\x06_top_k\"\x82\x01\n\x0eSearchResponse\x12\x1a\n\x04hits\x18\x01 \x03(\x0b\x32\x0c.reid.v1.Hit\x12\x1d\n\x05model\x18\x02 \x01(\x0b\x32\x0e.reid.v1.Model\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12!\n\x07timings\x18\x04 \x01(\x0b\x32\x10.reid.v1.Timings\"l\n\x03Hit\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x10\n\x03pid\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05\x63\x61mid\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\r\n\x05score\x18\x04 \x01(\x02\x12\x0c\n\x04rank\x18\x05 \x01(\x05\x42\x06\n\x04_pidB\x08\n\x06_camid\"\x1d\n\x0c\x45mbedRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\"d\n\rEmbedResponse\x12\x11\n\tembedding\x18\x01 \x01(\x0c\x12\x1d\n\x05model\x18\x02 \x01(\x0b\x32\x0e.reid.v1.Model\x12!\n\x07timings\x18\x03 \x01(\x0b\x32\x10.reid.v1.Timings\")\n\x05Model\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\xb3\x01\n\x07Timings\x12)\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05\x65mbed\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06search\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration2\x82\x01\n\rSearchService\x12\x39\n\x06Search\x12\x16.reid.v1.SearchRequest\x1a\x17.reid.v1.SearchResponse\x12\x36\n\x05\x45mbed\x12\x15.reid.v1.EmbedRequest\x1a\x16.reid.v1.EmbedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"reidserve/proto/reid/v1/reid.proto\x12\x07reid.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x01\n\rSearchRequest\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12\x13\n\tembedding\x18\x02 \x01(\x0cH\x00\x12\x12\n\x08\x65ntry_id\x18\x03 \x01(\tH\x00\x12\x0f\n\x07gallery\x18\x04 \x01(\t\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x1f\n\x06\x66ilter\x18\x06 \x01(\x0b\x32\x0f.reid.v1.FilterB\x07\n\x05queryB\x08\n\x06_top_k\"\x85\x02\n\x06\x46ilter\x12\x1c\n\x03ids\x18\x01 \x01(\x0b\x32\x0f.reid.v1.Choice\x12\x1d\n\x04pids\x18\x02 \x01(\x0b\x32\x0f.reid.v1.Choice\x12\x1f\n\x06\x63\x61mids\x18\x03 \x01(\x0b\x32\x0f.reid.v1.Choice\x12\x16\n\x0e\x65xclude_camids\x18\x04 \x03(\t\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\nattributes\x18\x07 \x03(\x0b\x32\x1b.reid.v1.AttributeCondition\"\x18\n\x06\x43hoice\x12\x0e\n\x06\x61ny_of\x18\x01 \x03(\t\"\xf8\x01\n\x12\x41ttributeCondition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x05\x65qual\x18\x02 \x01(\x0b\x32\x0e.reid.v1.ValueH\x00\x12!\n\x06\x61ny_of\x18\x03 \x01(\x0b\x32\x0f.reid.v1.ValuesH\x00\x12\x1e\n\x04less\x18\x04 \x01(\x0b\x32\x0e.reid.v1.ValueH\x00\x12!\n\x07\x61t_most\x18\x05 \x01(\x0b\x32\x0e.reid.v1.ValueH\x00\x12!\n\x07greater\x18\x06 \x01(\x0b\x32\x0e.reid.v1.ValueH\x00\x12\"\n\x08\x61t_least\x18\x07 \x01(\x0b\x32\x0e.reid.v1.ValueH\x00\x42\x06\n\x04test\"W\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x12\x11\n\x07\x62oolean\x18\x04 \x01(\x08H\x00\x42\x06\n\x04kind\"(\n\x06Values\x12\x1e\n\x06values\x18\x01 \x03(\x0b\x32\x0e.reid.v1.Value\"\x82\x01\n\x0eSearchResponse\x12\x1a\n\x04hits\x18\x01 \x03(\x0b\x32\x0c.reid.v1.Hit\x12\x1d\n\x05model\x18\x02 \x01(\x0b\x32\x0e.reid.v1.Model\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12!\n\x07timings\x18\x04 \x01(\x0b\x32\x10.reid.v1.Timings\"\x90\x02\n\x03Hit\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x10\n\x03pid\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05\x63\x61mid\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\r\n\x05score\x18\x04 \x01(\x02\x12\x0c\n\x04rank\x18\x05 \x01(\x05\x12-\n\ttimestamp\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\nattributes\x18\x07 \x03(\x0b\x32\x1c.reid.v1.Hit.AttributesEntry\x1a\x41\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.reid.v1.Value:\x02\x38\x01\x42\x06\n\x04_pidB\x08\n\x06_camid\"\x1d\n\x0c\x45mbedRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\"d\n\rEmbedResponse\x12\x11\n\tembedding\x18\x01 \x01(\x0c\x12\x1d\n\x05model\x18\x02 \x01(\x0b\x32\x0e.reid.v1.Model\x12!\n\x07timings\x18\x03 \x01(\x0b\x32\x10.reid.v1.Timings\")\n\x05Model\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\xb3\x01\n\x07Timings\x12)\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05\x65mbed\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06search\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration2\x82\x01\n\rSearchService\x12\x39\n\x06Search\x12\x16.reid.v1.SearchRequest\x1a\x17.reid.v1.SearchResponse\x12\x36\n\x05\x45mbed\x12\x15.reid.v1.EmbedRequest\x1a\x16.reid.v1.EmbedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reidserve.proto.reid.v1.reid_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SEARCHREQUEST']._serialized_start=80
-  _globals['_SEARCHREQUEST']._serialized_end=209
-  _globals['_SEARCHRESPONSE']._serialized_start=212
-  _globals['_SEARCHRESPONSE']._serialized_end=342
-  _globals['_HIT']._serialized_start=344
-  _globals['_HIT']._serialized_end=452
-  _globals['_EMBEDREQUEST']._serialized_start=454
-  _globals['_EMBEDREQUEST']._serialized_end=483
-  _globals['_EMBEDRESPONSE']._serialized_start=485
-  _globals['_EMBEDRESPONSE']._serialized_end=585
-  _globals['_MODEL']._serialized_start=587
-  _globals['_MODEL']._serialized_end=628
-  _globals['_TIMINGS']._serialized_start=631
-  _globals['_TIMINGS']._serialized_end=810
-  _globals['_SEARCHSERVICE']._serialized_start=813
-  _globals['_SEARCHSERVICE']._serialized_end=943
+  _globals['_HIT_ATTRIBUTESENTRY']._loaded_options = None
+  _globals['_HIT_ATTRIBUTESENTRY']._serialized_options = b'8\001'
+  _globals['_SEARCHREQUEST']._serialized_start=113
+  _globals['_SEARCHREQUEST']._serialized_end=275
+  _globals['_FILTER']._serialized_start=278
+  _globals['_FILTER']._serialized_end=539
+  _globals['_CHOICE']._serialized_start=541
+  _globals['_CHOICE']._serialized_end=565
+  _globals['_ATTRIBUTECONDITION']._serialized_start=568
+  _globals['_ATTRIBUTECONDITION']._serialized_end=816
+  _globals['_VALUE']._serialized_start=818
+  _globals['_VALUE']._serialized_end=905
+  _globals['_VALUES']._serialized_start=907
+  _globals['_VALUES']._serialized_end=947
+  _globals['_SEARCHRESPONSE']._serialized_start=950
+  _globals['_SEARCHRESPONSE']._serialized_end=1080
+  _globals['_HIT']._serialized_start=1083
+  _globals['_HIT']._serialized_end=1355
+  _globals['_HIT_ATTRIBUTESENTRY']._serialized_start=1272
+  _globals['_HIT_ATTRIBUTESENTRY']._serialized_end=1337
+  _globals['_EMBEDREQUEST']._serialized_start=1357
+  _globals['_EMBEDREQUEST']._serialized_end=1386
+  _globals['_EMBEDRESPONSE']._serialized_start=1388
+  _globals['_EMBEDRESPONSE']._serialized_end=1488
+  _globals['_MODEL']._serialized_start=1490
+  _globals['_MODEL']._serialized_end=1531
+  _globals['_TIMINGS']._serialized_start=1534
+  _globals['_TIMINGS']._serialized_end=1713
+  _globals['_SEARCHSERVICE']._serialized_start=1716
+  _globals['_SEARCHSERVICE']._serialized_end=1846
 # @@protoc_insertion_point(module_scope)

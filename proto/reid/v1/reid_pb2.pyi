@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -30,6 +31,7 @@ class SearchRequest(_message.Message):
     ENTRY_ID_FIELD_NUMBER: _builtins.int
     GALLERY_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
     """An encoded JPEG, PNG, WebP or BMP: one crop of one person or vehicle."""
     embedding: _builtins.bytes
@@ -40,6 +42,12 @@ class SearchRequest(_message.Message):
     """The gallery's name; may stay empty where the server has only one."""
     top_k: _builtins.int
     """How many hits, 1 to 10,000; 10 where it is not set."""
+    @_builtins.property
+    def filter(self) -> Global___Filter:
+        """Which entries may be found; every one where it is not set. Of one filter, up to 100,000 ids, pids and camids
+        together, 64 conditions on attributes and 10,000 values in them are accepted.
+        """
+
     def __init__(
         self,
         *,
@@ -48,10 +56,11 @@ class SearchRequest(_message.Message):
         entry_id: _builtins.str = ...,
         gallery: _builtins.str = ...,
         top_k: _builtins.int | None = ...,
+        filter: Global___Filter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "embedding", b"embedding", "entry_id", b"entry_id", "image", b"image", "query", b"query", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "embedding", b"embedding", "entry_id", b"entry_id", "filter", b"filter", "image", b"image", "query", b"query", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "embedding", b"embedding", "entry_id", b"entry_id", "gallery", b"gallery", "image", b"image", "query", b"query", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "embedding", b"embedding", "entry_id", b"entry_id", "filter", b"filter", "gallery", b"gallery", "image", b"image", "query", b"query", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
@@ -63,6 +72,214 @@ class SearchRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_query) -> _WhichOneofReturnType_query | None: ...
 
 Global___SearchRequest: _TypeAlias = SearchRequest  # noqa: Y015
+
+@_typing.final
+class Filter(_message.Message):
+    """Which entries may be found: those of which all that is said here holds. What is not set says nothing. An entry
+    fails whatever is said of a field or an attribute that it does not have.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    PIDS_FIELD_NUMBER: _builtins.int
+    CAMIDS_FIELD_NUMBER: _builtins.int
+    EXCLUDE_CAMIDS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> Global___Choice:
+        """The entry's id."""
+
+    @_builtins.property
+    def pids(self) -> Global___Choice:
+        """The identity."""
+
+    @_builtins.property
+    def camids(self) -> Global___Choice:
+        """The camera."""
+
+    @_builtins.property
+    def exclude_camids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Cameras whose entries are not to be found; an entry of unknown camera may be."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Taken then or later. A time has whole microseconds; nanoseconds below one are refused."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Taken before then."""
+
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttributeCondition]:
+        """What is asked of attributes."""
+
+    def __init__(
+        self,
+        *,
+        ids: Global___Choice | None = ...,
+        pids: Global___Choice | None = ...,
+        camids: Global___Choice | None = ...,
+        exclude_camids: _abc.Iterable[_builtins.str] | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        attributes: _abc.Iterable[Global___AttributeCondition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["camids", b"camids", "ids", b"ids", "pids", b"pids", "since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "camids", b"camids", "exclude_camids", b"exclude_camids", "ids", b"ids", "pids", b"pids", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Filter: _TypeAlias = Filter  # noqa: Y015
+
+@_typing.final
+class Choice(_message.Message):
+    """One of these texts; nothing is one of none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANY_OF_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def any_of(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In any order."""
+
+    def __init__(
+        self,
+        *,
+        any_of: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_of", b"any_of"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Choice: _TypeAlias = Choice  # noqa: Y015
+
+@_typing.final
+class AttributeCondition(_message.Message):
+    """What is asked of one attribute. Numbers compare with numbers, integer or not, text with text and booleans with
+    booleans; values of two kinds are never equal.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    EQUAL_FIELD_NUMBER: _builtins.int
+    ANY_OF_FIELD_NUMBER: _builtins.int
+    LESS_FIELD_NUMBER: _builtins.int
+    AT_MOST_FIELD_NUMBER: _builtins.int
+    GREATER_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The attribute's name: a word of letters, digits and _."""
+    @_builtins.property
+    def equal(self) -> Global___Value:
+        """=="""
+
+    @_builtins.property
+    def any_of(self) -> Global___Values:
+        """One of these; nothing is one of none."""
+
+    @_builtins.property
+    def less(self) -> Global___Value:
+        """<, of numbers only."""
+
+    @_builtins.property
+    def at_most(self) -> Global___Value:
+        """<=, of numbers only."""
+
+    @_builtins.property
+    def greater(self) -> Global___Value:
+        """>, of numbers only."""
+
+    @_builtins.property
+    def at_least(self) -> Global___Value:
+        """>=, of numbers only."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        equal: Global___Value | None = ...,
+        any_of: Global___Values | None = ...,
+        less: Global___Value | None = ...,
+        at_most: Global___Value | None = ...,
+        greater: Global___Value | None = ...,
+        at_least: Global___Value | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["any_of", b"any_of", "at_least", b"at_least", "at_most", b"at_most", "equal", b"equal", "greater", b"greater", "less", b"less", "test", b"test"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_of", b"any_of", "at_least", b"at_least", "at_most", b"at_most", "equal", b"equal", "greater", b"greater", "less", b"less", "name", b"name", "test", b"test"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_test: _TypeAlias = _typing.Literal["equal", "any_of", "less", "at_most", "greater", "at_least"]  # noqa: Y015
+    _WhichOneofArgType_test: _TypeAlias = _typing.Literal["test", b"test"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_test) -> _WhichOneofReturnType_test | None: ...
+
+Global___AttributeCondition: _TypeAlias = AttributeCondition  # noqa: Y015
+
+@_typing.final
+class Value(_message.Message):
+    """An attribute's value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    INTEGER_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    BOOLEAN_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Up to 4096 characters."""
+    integer: _builtins.int
+    """-2^53 to 2^53, where a double holds every integer."""
+    number: _builtins.float
+    """Finite."""
+    boolean: _builtins.bool
+    """True or false."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        integer: _builtins.int = ...,
+        number: _builtins.float = ...,
+        boolean: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boolean", b"boolean", "integer", b"integer", "kind", b"kind", "number", b"number", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boolean", b"boolean", "integer", b"integer", "kind", b"kind", "number", b"number", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["text", "integer", "number", "boolean"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Value: _TypeAlias = Value  # noqa: Y015
+
+@_typing.final
+class Values(_message.Message):
+    """Values to choose from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___Value]:
+        """In any order."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[Global___Value] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Values: _TypeAlias = Values  # noqa: Y015
 
 @_typing.final
 class SearchResponse(_message.Message):
@@ -110,11 +327,34 @@ class Hit(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AttributesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Value: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Value | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ENTRY_ID_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     CAMID_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
     """The entry's id in its gallery."""
     pid: _builtins.str
@@ -125,6 +365,14 @@ class Hit(_message.Message):
     """Cosine of query and entry, -1 to 1, higher is better."""
     rank: _builtins.int
     """1 for the best."""
+    @_builtins.property
+    def timestamp(self) -> _timestamp_pb2.Timestamp:
+        """When it was taken, in whole microseconds, where that is known and in the years 1 to 9999."""
+
+    @_builtins.property
+    def attributes(self) -> _containers.MessageMap[_builtins.str, Global___Value]:
+        """What else is known of it, by name."""
+
     def __init__(
         self,
         *,
@@ -133,10 +381,12 @@ class Hit(_message.Message):
         camid: _builtins.str | None = ...,
         score: _builtins.float = ...,
         rank: _builtins.int = ...,
+        timestamp: _timestamp_pb2.Timestamp | None = ...,
+        attributes: _abc.Mapping[_builtins.str, Global___Value] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_camid", b"_camid", "_pid", b"_pid", "camid", b"camid", "pid", b"pid"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_camid", b"_camid", "_pid", b"_pid", "camid", b"camid", "pid", b"pid", "timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_camid", b"_camid", "_pid", b"_pid", "camid", b"camid", "entry_id", b"entry_id", "pid", b"pid", "rank", b"rank", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_camid", b"_camid", "_pid", b"_pid", "attributes", b"attributes", "camid", b"camid", "entry_id", b"entry_id", "pid", b"pid", "rank", b"rank", "score", b"score", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__camid: _TypeAlias = _typing.Literal["camid"]  # noqa: Y015
     _WhichOneofArgType__camid: _TypeAlias = _typing.Literal["_camid", b"_camid"]  # noqa: Y015
