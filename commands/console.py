@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -27,6 +28,67 @@ Pattern = Annotated[
         show_default=False,
         help="A regular expression on the path below the folder, with the groups pid and camid, such as "
         r"'(?P<pid>\w+)_cam(?P<camid>\d)'.",
+    ),
+]
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([KMGT]?)(I?)(B?)")
+
+
+def read_bytes(text: str) -> int:
+    """The number of bytes that a text such as 8GB, 512MB, 1.5GiB or 4096 means; GB are 1e9 bytes, GiB 2**30.
+
+    Raises:
+        UsageError: it is no such text, or less than one byte.
+    """
+    found = _SIZE.fullmatch(text.strip().upper())
+    if found is None or (found[3] and not found[2]):
+        raise UsageError(f"expected a size such as 8GB, 512MB, 1.5GiB or bytes, got {text[:40]!r}")
+    step = 1024 if found[3] else 1000
+    size = int(float(found[1]) * step ** " KMGT".index(found[2] or " ")) if found[2] else int(float(found[1]))
+    if size < 1:
+        raise UsageError(f"expected a size of at least a byte, got {text[:40]!r}")
+    return size
+
+
+def write_bytes(size: int) -> str:
+    """A number of bytes for people, such as 1.5 GB."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
+def _read_memory(_: type, tokens: Sequence[Token]) -> int:
+    try:
+        return read_bytes(tokens[0].value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+Memory = Annotated[
+    int | None,
+    Parameter(
+        converter=_read_memory,
+        show_default=False,
+        help="What the gallery's entries may take in memory where it is served, such as 8GB; a write that would "
+        "take more is refused.",
+    ),
+]
+Index = Annotated[
+    Literal["auto", "flat", "flat-fp16", "rabitq"],
+    Parameter(
+        name="--index",
+        help="How rows are searched: flat kinds are exact; rabitq is faster for large galleries and may miss a row.",
+    ),
+]
+IndexDevice = Annotated[
+    Literal["cpu", "gpu"], Parameter(name="--index-device", help="Where rows are searched; refused where it is not.")
+]
+Where = Annotated[
+    str | None,
+    Parameter(
+        show_default=False,
+        help="Only entries that this filter accepts, such as 'camid != c2 and timestamp >= 2024-05-01T08:00:00Z and "
+        "colour in (red, blue)'.",
     ),
 ]
 Json = Annotated[bool, Parameter(negative="", help="Print the result as one JSON object, for machines.")]
@@ -144,6 +206,14 @@ def warn_failures(failures: Sequence[tuple[str, str]]) -> None:
         print(f"left out {name}: {reason}", file=sys.stderr)
     if len(failures) > SHOWN_FAILURES:
         print(f"left out {len(failures) - SHOWN_FAILURES} more (--json lists all)", file=sys.stderr)
+
+
+def warn_lines(lines: Sequence[str]) -> None:
+    """Say what is wrong, a line each, on standard error."""
+    for line in lines[:SHOWN_FAILURES]:
+        print(line, file=sys.stderr)
+    if len(lines) > SHOWN_FAILURES:
+        print(f"and {len(lines) - SHOWN_FAILURES} more (--json lists all)", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,18 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from reidserve.commands.console import Device, Json, make_app, print_facts, print_json, quiet_grpc, run
+from reidserve.commands.console import (
+    Device,
+    Index,
+    IndexDevice,
+    Json,
+    Memory,
+    make_app,
+    print_facts,
+    print_json,
+    quiet_grpc,
+    run,
+)
 
 app = make_app("reid-serve")
 
@@ -18,6 +29,9 @@ def serve(
     listen: str = "127.0.0.1:50051",
     device: Device = "cpu",
     grace: float = 30.0,
+    kind: Index = "auto",
+    index_device: IndexDevice = "cpu",
+    max_memory: Memory = None,
     json: Json = False,
 ) -> None:
     """Serve galleries over gRPC (reid.v1.SearchService) until SIGTERM or Ctrl-C.
@@ -46,6 +60,7 @@ def serve(
     def tell(ready: Ready) -> None:
         embedder, galleries = ready.pipeline.embedder, ready.pipeline.galleries
         entries = {name: len(opened.snapshot) for name, opened in galleries.items()}
+        damaged = {name: len(opened.snapshot.damaged) for name, opened in galleries.items()}
         if json:
             print_json(
                 {
@@ -53,6 +68,7 @@ def serve(
                     "identity": embedder.contract.identity,
                     "engine": embedder.engine,
                     "galleries": entries,
+                    "damaged": damaged,
                 }
             )
             return
@@ -60,11 +76,14 @@ def serve(
             {
                 "listening": ready.address,
                 "model": f"{path_to_text(model)} {embedder.contract.identity[:12]} on {embedder.engine}",
-                "galleries": ", ".join(f"{name} ({count} entries)" for name, count in entries.items()),
+                "galleries": ", ".join(
+                    f"{name} ({count} entries{f', {damaged[name]} damaged left out' * bool(damaged[name])})"
+                    for name, count in entries.items()
+                ),
             }
         )
 
-    settings = Settings(model, gallery, listen, device, grace)
+    settings = Settings(model, gallery, listen, device, grace, kind, index_device, max_memory)
     asyncio.run(serve_until_stopped(settings, on_ready=tell))
 
 

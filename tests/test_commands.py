@@ -97,6 +97,12 @@ def test_a_command_that_is_told_to_stop_leaves_nothing_half_written(tmp_path: Pa
         (["reid-serve", "--model", "{model}", "--gallery", "empty", "--listen", "127.0.0.1:99999"], "SERVER_FAILED"),
         (["reid-serve", "--model", "{model}", "--gallery", "empty", "--listen", "\udcff:1"], "SERVER_FAILED"),
         (["reid-search", "x", "--entry", "--server", "\udcff:1"], "QUERY_INVALID"),
+        (["reid-search", "x", "--entry", "--server", "127.0.0.1:1", "--where", "camid ="], "QUERY_INVALID"),
+        (["reid-search", "x", "--entry", "--server", "127.0.0.1:1", "--where", ""], "QUERY_INVALID"),
+        (
+            ["reid-search", "x", "--entry", "--server", "127.0.0.1:1", "--where", f"timestamp < {2**62}"],
+            "QUERY_INVALID",
+        ),
         (["reid-index", "build", "no_rows.csv", "--model", "{model}"], "DATASET_INVALID"),
         (
             ["reid-index", "build", "crops", "--model", "{model}", "--pattern", "a{9999999999999999999999}"],
@@ -155,6 +161,16 @@ def test_the_command_line_and_the_server_give_one_ranking(server: Server, model:
     hits = json.loads(run_command(*by_entry).stdout)["hits"]
     assert hits == json.loads(run_command("reid-index", *bare_entry).stdout)["hits"]
     assert [hit["entry_id"] for hit in hits] == [hit["entry_id"] for hit in asked["hits"][1:]]
+
+
+def test_a_filter_on_the_command_line_is_the_one_that_is_searched_with(server: Server):
+    where = "pid in (0002, 0003, 0004) and camid not in (2) and timestamp < 2099-01-01T00:00:00Z"
+    ask = ["reid-search", "0001_c1s1_000000_00.png", "--entry", "--server", server.target, "--json"]
+    assert json.loads(run_command(*ask, "--where", where).stdout)["hits"] == []  # of no time
+    hits = json.loads(run_command(*ask, "--where", where.rpartition(" and ")[0]).stdout)["hits"]
+    assert sorted((hit["pid"], hit["camid"]) for hit in hits) == [("0002", "1"), ("0003", "1"), ("0004", "1")]
+    everyone = json.loads(run_command(*ask, "--top-k", "100", "--where", "attributes.speed < 3").stdout)
+    assert everyone["hits"] == []
 
 
 def test_images_left_out_are_named_counted_and_change_the_exit_code(tmp_path: Path, model: Path):

@@ -1,0 +1,163 @@
+"""reid-index info, verify, compact: what a gallery is, whether it is whole, and what it takes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from reidserve.commands.console import (
+    DONE,
+    FAILED,
+    Device,
+    Index,
+    Json,
+    print_facts,
+    print_json,
+    progress,
+    warn_lines,
+    write_bytes,
+)
+from reidserve.errors import UsageError
+
+if TYPE_CHECKING:
+    from reidserve.index import Snapshot
+    from reidserve.index.verify import Repair, Verification
+
+
+def info(gallery: Path, *, kind: Index = "auto", json: Json = False) -> None:
+    """Describe a gallery.
+
+    Args:
+        gallery: The gallery's folder.
+    """
+    from reidserve.datasets import path_to_text
+    from reidserve.index import open_gallery
+    from reidserve.index.blocks import entry_bytes
+    from reidserve.index.database import gallery_bytes
+
+    opened = open_gallery(gallery, kind=kind)
+    snapshot = opened.snapshot
+    pids, camids, attributes = _labels(snapshot)
+    facts: dict[str, object] = {
+        "gallery": path_to_text(gallery),
+        "entries": len(snapshot),
+        "pids": pids,
+        "camids": camids,
+        "attributes": attributes,
+        "dim": opened.origin.dim,
+        "identity": opened.origin.identity,
+        "engine": opened.origin.engine,
+        "generation": snapshot.generation,
+        "damaged": len(snapshot.damaged),
+        "index": snapshot.kind,
+    }
+    disk, memory = gallery_bytes(gallery), len(snapshot) * entry_bytes(opened.origin.dim)
+    opened.close()
+    if json:
+        print_json({**facts, "disk_bytes": disk, "memory_bytes": memory})
+    else:
+        facts["attributes"] = ", ".join(attributes) or "none"
+        print_facts({**facts, "on disk": write_bytes(disk), "in memory": f"{write_bytes(memory)} where it is served"})
+
+
+def _labels(snapshot: "Snapshot") -> tuple[int, int, list[str]]:
+    """How many pids and cameras there are, and which attributes."""
+    pids: set[str | None] = set()
+    camids: set[str | None] = set()
+    attributes: set[str] = set()
+    for entry in snapshot.entries():
+        pids.add(entry.pid)
+        camids.add(entry.camid)
+        attributes |= entry.attributes.keys()
+    return len(pids - {None}), len(camids - {None}), sorted(attributes)
+
+
+def verify(
+    gallery: Path,
+    *,
+    repair: Annotated[bool, Parameter(negative="")] = False,
+    model: Annotated[Path | None, Parameter(show_default=False)] = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> int:
+    """Read everything in a gallery and name what is wrong; the exit code is 1 while anything is.
+
+    Without --repair nothing is changed, and a server or a writer may go on meanwhile. --repair makes counters and
+    search trees anew, and with --model embeds the images of damaged entries again: an entry is repaired where its image
+    is unchanged and the embedding is to the bit the one that was stored. What is left is listed: remove it with
+    reid-index remove, or write it anew with reid-index build or add.
+
+    Args:
+        gallery: The gallery's folder.
+        repair: Repair what can be.
+        model: The artifact that the gallery was built with, for --repair.
+    """
+    from reidserve.datasets import path_to_text
+    from reidserve.embed import open_embedder
+    from reidserve.index.verify import Repair, repair_gallery, verify_gallery
+
+    if model is not None and not repair:
+        raise UsageError("--model is for --repair")
+    embedder = None if model is None else open_embedder(model, device=device)
+    with progress("verifying") as advance:
+        found = verify_gallery(gallery, progress=advance)
+    done = Repair()
+    if repair and (found.cache_faults or not found.clean):
+        with progress("repairing") as advance:
+            done = repair_gallery(gallery, found, embedder, progress=advance)
+        with progress("verifying") as advance:
+            found = verify_gallery(gallery, progress=advance)
+    if json:
+        print_json(
+            {
+                "gallery": path_to_text(gallery),
+                "clean": found.clean,
+                "entries": found.entries,
+                "generation": found.generation,
+                "faults": found.faults,
+                "damaged": found.damaged,
+                "cache_faults": found.cache_faults,
+                "repaired": done.repaired,
+                "left": done.left,
+            }
+        )
+    else:
+        _tell(path_to_text(gallery), found, done)
+    return DONE if found.clean else FAILED
+
+
+def _tell(gallery: str, found: "Verification", done: "Repair") -> None:
+    reasons = dict(done.left)
+    damaged = [f"entry {damage.id}: {reasons.get(damage.id, damage.fault)}" for damage in found.damaged]
+    warn_lines([*found.faults, *damaged, *found.cache_faults])
+    verdict = "clean"
+    if found.damaged:
+        verdict = f"{len(found.damaged)} entries are damaged: --repair --model MODEL, reid-index remove, or build again"
+    elif found.faults:
+        verdict = "the database contradicts itself: --repair, or restore a snapshot"
+    facts = {"gallery": gallery, "entries": found.entries, "generation": found.generation}
+    print_facts({**facts, "repaired": len(done.repaired), "verdict": verdict})
+
+
+def compact(gallery: Path, *, json: Json = False) -> None:
+    """Give the space of what was removed back to the disk; it needs as much free space as the gallery takes.
+
+    Derived index files go too; the next process that opens the gallery makes them again.
+
+    Args:
+        gallery: The gallery's folder.
+    """
+    from reidserve.datasets import path_to_text
+    from reidserve.index import open_writer
+    from reidserve.index.cache import remove_cache
+    from reidserve.index.database import gallery_bytes
+
+    with open_writer(gallery) as store, progress("compacting"):
+        before = gallery_bytes(gallery)
+        store.compact()
+        remove_cache(gallery)
+    after = gallery_bytes(gallery)
+    if json:
+        print_json({"gallery": path_to_text(gallery), "bytes_before": before, "bytes_after": after})
+    else:
+        print_facts({"wrote": path_to_text(gallery), "before": write_bytes(before), "after": write_bytes(after)})

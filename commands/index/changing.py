@@ -1,0 +1,147 @@
+"""reid-index remove, update: entries go, or something else is said of them."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from reidserve.commands.console import DONE, Json, Where, print_facts, print_json, print_lines, progress
+from reidserve.commands.index.facts import (
+    Camid,
+    Pid,
+    Set,
+    Timestamp,
+    check_chosen,
+    read_attributes,
+    read_moment,
+    read_where,
+)
+from reidserve.errors import EntryNotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from reidserve.datasets import Attribute
+    from reidserve.index import Entry, Filter
+    from reidserve.index.store import Store
+
+UPDATE_ROWS = 1000
+
+_CLEARED = ("pid", "camid", "timestamp")
+
+
+def remove(
+    gallery: Path,
+    *ids: str,
+    where: Where = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> int:
+    """Remove entries from a gallery, by their ids or by a filter, all or none of them.
+
+    An id that is not there is no failure: it is counted.
+
+    Args:
+        gallery: The gallery's folder.
+        ids: Ids of entries.
+        dry_run: Only list what would be removed.
+    """
+    from reidserve.datasets import path_to_text
+    from reidserve.index import open_writer
+    from reidserve.index.store import open_store
+
+    check_chosen(ids, where)
+    condition = read_where(where)
+    with closing(open_store(gallery)) if dry_run else open_writer(gallery) as store:
+        if condition is None:
+            there = store.ids()
+            chosen = [name for name in dict.fromkeys(ids) if name in there]
+        else:
+            chosen = [entry.id for entry in _matching(store, condition)]
+        missing = len(set(ids)) - len(chosen) if condition is None else 0
+        removed = 0 if dry_run else store.delete(chosen).changed
+        entries, generation = store.count(), store.generation()
+    if json:
+        facts = {"gallery": path_to_text(gallery), "removed": removed, "missing": missing, "ids": chosen}
+        print_json({**facts, "dry_run": dry_run, "entries": entries, "generation": generation})
+    elif dry_run:
+        print_lines([*chosen, f"{len(chosen)} of {entries} entries would be removed"])
+    else:
+        facts = {"changed": path_to_text(gallery), "removed": removed, "not there": missing}
+        print_facts({**facts, "entries": entries, "generation": generation})
+    return DONE
+
+
+def update(
+    gallery: Path,
+    *ids: str,
+    where: Where = None,
+    pid: Pid = None,
+    camid: Camid = None,
+    timestamp: Timestamp = None,
+    attributes: Set = None,
+    unset: Annotated[list[str] | None, Parameter(negative="", show_default=False)] = None,
+    json: Json = False,
+) -> int:
+    """Say something else of entries, chosen by their ids or by a filter; nothing is embedded.
+
+    A thousand entries are one transaction. An update that was cut off is made whole by running it again.
+
+    Args:
+        gallery: The gallery's folder.
+        ids: Ids of entries.
+        unset: Forget an attribute, or pid, camid or timestamp; may be given several times.
+    """
+    from reidserve.datasets import path_to_text
+    from reidserve.index import open_writer
+
+    check_chosen(ids, where)
+    condition = read_where(where)
+    labels = {"pid": pid, "camid": camid, "timestamp": read_moment(timestamp)}
+    said: dict[str, str | int | None] = {label: value for label, value in labels.items() if value is not None}
+    attributes_said, forgotten = read_attributes(attributes), unset or []
+    if not (said or attributes_said or forgotten):
+        raise UsageError("expected what to say: --pid, --camid, --timestamp, --set or --unset")
+    if both := {*said, *attributes_said} & set(forgotten):
+        raise UsageError(f"--unset {min(both)} forgets what is set in the same command")
+    said |= {label: None for label in _CLEARED if label in forgotten}
+    with open_writer(gallery) as store, progress("updating") as advance:
+        chosen = _matching(store, condition) if condition is not None else _found(store, ids)
+        entries = iter(_changed(entry, said, attributes_said, forgotten) for entry in chosen)
+        changed = done = 0
+        while batch := list(islice(entries, UPDATE_ROWS)):
+            changed += store.update(batch).changed
+            done += len(batch)
+            advance(done, len(chosen))
+        generation = store.generation()
+    facts = {"updated": changed, "chosen": len(chosen), "generation": generation}
+    if json:
+        print_json({"gallery": path_to_text(gallery), **facts})
+    else:
+        print_facts({"changed": path_to_text(gallery), **facts})
+    return DONE
+
+
+def _matching(store: "Store", where: "Filter") -> "list[Entry]":
+    from reidserve.index.rows import Stored
+
+    return [found.entry for found in store.scan() if isinstance(found, Stored) and where.accepts(found.entry)]
+
+
+def _found(store: "Store", ids: Sequence[str]) -> "list[Entry]":
+    found = []
+    for name in dict.fromkeys(ids):
+        stored = store.get(name)
+        if stored is None:
+            raise EntryNotFoundError(f"the gallery has no entry {name!r}; nothing was changed")
+        found.append(stored.entry)
+    return found
+
+
+def _changed(
+    entry: "Entry", said: Mapping[str, object], attributes: "Mapping[str, Attribute]", forgotten: Sequence[str]
+) -> "Entry":
+    kept = {name: value for name, value in entry.attributes.items() if name not in forgotten}
+    return replace(entry, **said, attributes={**kept, **attributes})  # type: ignore[arg-type]

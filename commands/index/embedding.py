@@ -1,0 +1,216 @@
+"""reid-index build, add, rebuild: images become entries."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from reidserve.commands.console import (
+    DONE,
+    FAILED,
+    SHOWN_FAILURES,
+    Device,
+    Json,
+    Memory,
+    Pattern,
+    print_facts,
+    print_json,
+    progress,
+    warn_failures,
+)
+from reidserve.commands.index.facts import (
+    Camid,
+    Pid,
+    Set,
+    Timestamp,
+    read_attributes,
+    read_moment,
+)
+from reidserve.errors import UsageError
+
+if TYPE_CHECKING:
+    from reidserve.datasets import Crop
+    from reidserve.index import BuildReport
+
+
+def build(
+    crops: Path,
+    *,
+    model: Path = Path("model"),
+    out: Annotated[Path | None, Parameter(show_default=False)] = None,
+    pattern: Pattern = None,
+    layout: Literal["auto", "market1501", "dukemtmc", "veri776", "folders"] = "auto",
+    device: Device = "cpu",
+    prune: Annotated[bool, Parameter(negative="")] = False,
+    force: Annotated[bool, Parameter(negative="")] = False,
+    max_memory: Memory = None,
+    json: Json = False,
+) -> int:
+    """Embed the images below a folder (or of a CSV table) into a gallery, new or there already.
+
+    Into a gallery that is there, what is new or changed is embedded and the rest stays; nothing is embedded twice. The
+    folder has the last word on its images: what reid-index update said of them goes.
+    An image that cannot be read is reported and left out; the exit code is then 1. A build that was cut off goes on
+    where it stopped when it is run again.
+
+    Args:
+        crops: A folder of JPEG, PNG, WebP or BMP crops, or a .csv with the columns path, pid, camid, timestamp.
+        model: The artifact that embeds them, as reid-export wrote it.
+        out: The gallery to write, by default the folder's name with .gallery.
+        layout: What file names mean; auto knows the names of Market-1501, DukeMTMC-reID and VeRi-776 and labels
+            nothing else. folders: the first folder's name is the pid.
+        prune: Remove every entry that is not among these images, whoever added it.
+        force: Take over a gallery that was built from another folder.
+    """
+    from reidserve.datasets import path_to_text, read_crops
+    from reidserve.embed import open_embedder
+    from reidserve.index import build_gallery
+
+    found = read_crops(crops, pattern=pattern, layout=layout)
+    out = out if out is not None else Path(f"{crops.resolve().name.removesuffix('.csv')}.gallery")
+    root = crops if crops.is_dir() else crops.parent
+    embedder = open_embedder(model, device=device)
+    with progress("embedding") as advance:
+        report = build_gallery(
+            found, root, out, embedder, prune=prune, force=force, max_memory=max_memory, progress=advance
+        )
+    gone = "" if prune or not report.gone else f" ({report.gone} entries are no longer among the images: --prune)"
+    return _tell(
+        {"gallery": path_to_text(out), "identity": embedder.contract.identity},
+        report,
+        {"removed": f"{report.removed}{gone}", "labels": _labels(found)},
+        json=json,
+    )
+
+
+def add(
+    gallery: Path,
+    image: Annotated[Path, Parameter(name="IMAGE")],
+    *images: Path,
+    model: Path = Path("model"),
+    pid: Pid = None,
+    camid: Camid = None,
+    timestamp: Timestamp = None,
+    attributes: Set = None,
+    name: Annotated[str | None, Parameter(name="--id", show_default=False)] = None,
+    root: Annotated[Path | None, Parameter(show_default=False)] = None,
+    device: Device = "cpu",
+    max_memory: Memory = None,
+    json: Json = False,
+) -> int:
+    """Add single images to a gallery; an entry of the same id is replaced where it differs.
+
+    What is said with --pid, --camid, --timestamp and --set is said of all of them.
+
+    Args:
+        gallery: The gallery's folder.
+        image: An image file.
+        images: More of them.
+        model: The artifact that the gallery was built with.
+        name: The id of the entry, where it is one image; else ids are paths.
+        root: Ids are the paths below this folder; by default the one the gallery was built from, and an image outside
+            it goes by its absolute path. In a gallery that was never built from a folder ids are the paths as given.
+    """
+    from reidserve.datasets import path_to_text
+    from reidserve.embed import open_embedder
+    from reidserve.index import Entry, Item, add_images
+
+    paths = (image, *images)
+    if name is not None and (len(paths) > 1 or root is not None):
+        raise UsageError("--id names one image, without --root")
+    moment, said = read_moment(timestamp), read_attributes(attributes)
+    names = [name] if name is not None else _ids(paths, gallery, root)
+    embedder = open_embedder(model, device=device)
+    items = [
+        Item(path, Entry(name, pid, camid, moment, path_to_text(path.absolute()), said))
+        for path, name in zip(paths, names, strict=True)
+    ]
+    with progress("embedding") as advance:
+        report = add_images(items, gallery, embedder, max_memory=max_memory, progress=advance)
+    facts = {"gallery": path_to_text(gallery), "identity": embedder.contract.identity, "ids": names}
+    shown = names[:SHOWN_FAILURES] + ["..."] * (len(names) > SHOWN_FAILURES)
+    return _tell(facts, report, {"ids": ", ".join(shown)}, json=json)
+
+
+def rebuild(gallery: Path, *, model: Path, out: Path, device: Device = "cpu", json: Json = False) -> int:
+    """Embed a gallery's images again with another model, into a new gallery, while the old one goes on serving.
+
+    Every entry must have its image where it was, unchanged; those that have not are listed, the exit code is 1, and the
+    new gallery does not open until the same command was run again without any: put the images back, or remove the
+    entries from the old gallery. What is written to the old gallery meanwhile is done in the new one too; run the same
+    command again before the server changes over, and it does the rest.
+
+    Args:
+        gallery: The gallery to rebuild; it is only read.
+        model: The new artifact.
+        out: The gallery to write.
+    """
+    from reidserve.datasets import path_to_text
+    from reidserve.embed import open_embedder
+    from reidserve.index import rebuild_gallery
+
+    embedder = open_embedder(model, device=device)
+    with progress("embedding") as advance:
+        report = rebuild_gallery(gallery, out, embedder, progress=advance)
+    state = "finished"
+    if report.failures:
+        state = "unfinished: put these images back or remove the entries from the old gallery, then run this again"
+    facts = {"gallery": path_to_text(out), "rebuilt": path_to_text(gallery), "identity": embedder.contract.identity}
+    return _tell({**facts, "finished": not report.failures}, report, {"rebuild": state}, json=json)
+
+
+def _tell(facts: Mapping[str, object], report: "BuildReport", more: Mapping[str, object], *, json: bool) -> int:
+    if json:
+        print_json({**facts, **asdict(report)})
+    else:
+        warn_failures(report.failures)
+        print_facts(
+            {
+                "wrote": facts["gallery"],
+                "entries": report.entries,
+                "embedded": report.embedded,
+                "unchanged": report.kept,
+                "reused": f"{report.reused} (the embedding of an equal image)",
+                **more,
+                "left out": len(report.failures),
+                "model": str(facts["identity"])[:12],
+            }
+        )
+    return FAILED if report.failures else DONE
+
+
+def _ids(paths: Sequence[Path], gallery: Path, root: Path | None) -> list[str]:
+    """The ids of images: their paths below a root, or as they are."""
+    from reidserve.datasets import path_to_text, text_to_path
+    from reidserve.index.store import ROOT, open_store
+
+    given = root
+    if root is None:
+        with closing(open_store(gallery)) as store:
+            built_from = store.note(ROOT)
+        root = None if built_from is None else text_to_path(built_from)
+    if root is None:
+        return [path_to_text(path) for path in paths]
+    root = Path(os.path.abspath(root))  # noqa: PTH100
+    names = []
+    for path in paths:
+        # Not resolved: a link has the name that build gives it.
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100
+        if absolute.is_relative_to(root):
+            absolute = absolute.relative_to(root)
+        elif given is not None:
+            raise UsageError(f"{path_to_text(path)} does not lie below --root {path_to_text(given)}")
+        names.append(path_to_text(absolute))
+    return names
+
+
+def _labels(crops: "Sequence[Crop]") -> str:
+    pids = {crop.pid for crop in crops if crop.pid is not None}
+    camids = {crop.camid for crop in crops if crop.camid is not None}
+    return (
+        f"{len(pids)} pids, {len(camids)} camids" if pids else "none (say what names mean with --pattern or --layout)"
+    )

@@ -1,0 +1,51 @@
+"""reid-index search: ask a gallery without a server."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from reidserve.commands.console import Device, Index, Json, Where, print_json
+from reidserve.commands.hits import hit_facts, print_hits
+from reidserve.commands.index.facts import read_where
+
+
+def search(
+    query: str,
+    *,
+    gallery: Path,
+    model: Path = Path("model"),
+    entry: Annotated[bool, Parameter(negative="")] = False,
+    top_k: int = 10,
+    where: Where = None,
+    kind: Index = "auto",
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Search a gallery without a server.
+
+    Args:
+        query: An image file, or with --entry the id of an entry, which is then left out of its own hits.
+        gallery: The gallery's folder.
+        model: The artifact that embeds the query.
+        entry: Take the query for an entry's id.
+        top_k: How many hits.
+    """
+    from reidserve.embed import open_embedder, read_image
+    from reidserve.index import read_snapshot
+
+    condition = read_where(where)
+    if entry:
+        snapshot = read_snapshot(gallery, kind=kind)
+        ranking = snapshot.search_entry(query, top_k=top_k, where=condition)
+    else:
+        embedder = open_embedder(model, device=device)
+        snapshot = read_snapshot(gallery, identity=embedder.contract.identity, kind=kind)
+        image = embedder.embed_encoded([read_image(Path(query))])
+        ranking = snapshot.search(image, top_k=top_k, where=condition)
+    (hits,) = snapshot.hits(ranking)
+    facts = [hit_facts(hit) for hit in hits]
+    if json:
+        print_json({"generation": snapshot.generation, "hits": facts})
+    else:
+        print_hits(facts)
