@@ -28,8 +28,8 @@ from reidserve.client import Client
 from reidserve.datasets.synth import SynthSpec, write_dataset
 from reidserve.embed import Embedder, Preprocessing, open_embedder
 from reidserve.export.convert import Feeding, adopt
-from reidserve.index import Entry, Snapshot, read_snapshot
-from reidserve.index.store import Origin, Record, create_store
+from reidserve.index import Entry, Origin, Record, Snapshot, read_snapshot
+from reidserve.index.store import create_store
 
 DIM = 2048
 TOP_K = 10
@@ -111,7 +111,7 @@ def make_gallery(out: Path, embedder: Embedder, count: int) -> None:
         rows = rng.standard_normal((min(1000, count - start), DIM)).astype(np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         names = [f"{start + place:06}.jpg" for place in range(len(rows))]
-        store.write(
+        store.upsert(
             [
                 Record(Entry(name, pid=name[:5], camid=name[5]), sha256(name.encode()).digest(), row)
                 for name, row in zip(names, rows, strict=True)
