@@ -83,14 +83,6 @@ Index = Annotated[
 IndexDevice = Annotated[
     Literal["cpu", "gpu"], Parameter(name="--index-device", help="Where rows are searched; refused where it is not.")
 ]
-Where = Annotated[
-    str | None,
-    Parameter(
-        show_default=False,
-        help="Only entries that this filter accepts, such as 'camid != c2 and timestamp >= 2024-05-01T08:00:00Z and "
-        "colour in (red, blue)'.",
-    ),
-]
 Json = Annotated[bool, Parameter(negative="", help="Print the result as one JSON object, for machines.")]
 Force = Annotated[bool, Parameter(negative="", help="Replace what is there already.")]
 

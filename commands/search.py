@@ -8,10 +8,12 @@ from cyclopts import Parameter
 
 from reidserve.commands.console import Json, make_app, print_json, quiet_grpc, run
 from reidserve.commands.hits import print_hits
+from reidserve.commands.where import Where, read_where
 from reidserve.errors import QueryError, UsageError
 
 if TYPE_CHECKING:
     from reidserve.client import Filter
+    from reidserve.index import Filter as Condition
 
 app = make_app("reid-search")
 
@@ -24,7 +26,7 @@ def search(
     server: str = "127.0.0.1:50051",
     gallery: str = "",
     top_k: int = 10,
-    where: Annotated[str | None, Parameter(show_default=False)] = None,
+    where: Where = None,
     timeout: float = 30.0,
     json: Json = False,
 ) -> None:
@@ -36,7 +38,6 @@ def search(
         server: The server's host:port.
         gallery: The gallery's name, where the server has several.
         top_k: How many hits.
-        where: Which entries may be found, such as 'camid in (c1, c2) and speed < 30'.
         timeout: Seconds to wait for the answer.
     """
     quiet_grpc()
@@ -44,7 +45,7 @@ def search(
 
     if not 0 < timeout < 1e6:
         raise UsageError(f"--timeout must be above 0 seconds and below a million, got {timeout:g}")
-    said = None if where is None else _read_filter(where)
+    said = _asked(read_where(where))
     with Client(server, timeout=timeout) as client:
         ask = client.search_entry if entry else client.search
         result = ask(query, top_k=top_k, gallery=gallery, where=said)
@@ -54,12 +55,12 @@ def search(
         print_hits([asdict(hit) for hit in result.hits])
 
 
-def _read_filter(text: str) -> "Filter":
-    """The client's filter of a text; only here is NumPy loaded, which the index is made of."""
+def _asked(where: "Condition | None") -> "Filter | None":
+    """A filter as the client takes it."""
     from reidserve.client import Filter
-    from reidserve.index import parse_filter
 
-    where = parse_filter(text)
+    if where is None:
+        return None
     return Filter(
         ids=where.ids,
         pids=where.pids,

@@ -32,6 +32,8 @@ def test_help_teaches_and_names_the_exit_codes(command):
         ["reid-index", "build"],
         ["reid-serve"],
         ["reid-search", "a.jpg", "--top-k", "many"],
+        ["reid-search", "a", "--entry", "--where", "camid ="],
+        ["reid-search", "a", "--entry", "--where", ""],
         ["reid-eval"],
         ["reid-eval", "data", "--query-crops", "a"],
     ],
@@ -97,8 +99,6 @@ def test_a_command_that_is_told_to_stop_leaves_nothing_half_written(tmp_path: Pa
         (["reid-serve", "--model", "{model}", "--gallery", "empty", "--listen", "127.0.0.1:99999"], "SERVER_FAILED"),
         (["reid-serve", "--model", "{model}", "--gallery", "empty", "--listen", "\udcff:1"], "SERVER_FAILED"),
         (["reid-search", "x", "--entry", "--server", "\udcff:1"], "QUERY_INVALID"),
-        (["reid-search", "x", "--entry", "--server", "127.0.0.1:1", "--where", "camid ="], "QUERY_INVALID"),
-        (["reid-search", "x", "--entry", "--server", "127.0.0.1:1", "--where", ""], "QUERY_INVALID"),
         (
             ["reid-search", "x", "--entry", "--server", "127.0.0.1:1", "--where", f"timestamp < {2**62}"],
             "QUERY_INVALID",

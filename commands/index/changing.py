@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from reidserve.commands.console import DONE, Json, Where, print_facts, print_json, print_lines, progress
+from reidserve.commands.console import DONE, Json, print_facts, print_json, print_lines, progress
 from reidserve.commands.index.facts import (
     Camid,
     Pid,
@@ -18,8 +18,8 @@ from reidserve.commands.index.facts import (
     check_chosen,
     read_attributes,
     read_moment,
-    read_where,
 )
+from reidserve.commands.where import Where, read_where
 from reidserve.errors import EntryNotFoundError, UsageError
 
 if TYPE_CHECKING:

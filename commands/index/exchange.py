@@ -11,14 +11,13 @@ from reidserve.commands.console import (
     FAILED,
     Json,
     Memory,
-    Where,
     print_facts,
     print_json,
     progress,
     warn_failures,
     warn_lines,
 )
-from reidserve.commands.index.facts import read_where
+from reidserve.commands.where import Where, read_where
 from reidserve.errors import OutputExistsError
 
 if TYPE_CHECKING:

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from reidserve.errors import DatasetError, QueryError, UsageError
+from reidserve.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:
     from reidserve.datasets import Attribute
-    from reidserve.index import Filter
 
 Pid = Annotated[str | None, Parameter(show_default=False, help="The identity: a person or a vehicle.")]
 Camid = Annotated[str | None, Parameter(show_default=False, help="The camera.")]
@@ -31,20 +30,6 @@ Set = Annotated[
         "given several times.",
     ),
 ]
-
-
-def read_where(text: str | None) -> "Filter | None":
-    """The filter that --where asks for.
-
-    Raises:
-        UsageError: it is wrong.
-    """
-    from reidserve.index import parse_filter
-
-    try:
-        return None if text is None else parse_filter(text)
-    except QueryError as error:
-        raise UsageError(f"--where: {error}") from error
 
 
 def read_moment(text: str | None) -> int | None:

@@ -5,9 +5,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from reidserve.commands.console import Device, Index, Json, Where, print_json
+from reidserve.commands.console import Device, Index, Json, print_json
 from reidserve.commands.hits import hit_facts, print_hits
-from reidserve.commands.index.facts import read_where
+from reidserve.commands.where import Where, read_where
 
 
 def search(
