@@ -65,12 +65,13 @@ class Coverage:
         if rows < self._least:
             return False
         known = self._index.nominator
-        if known is not None and len(known.rows) > _STALE * rows:
-            # Most of what it would propose is deleted.
+        new = _beyond(known, sealed)
+        # Most of what it would propose is deleted; or rows were cut into other blocks, by a reader that read all again
+        # or where blocks were packed, and one block has rows that are covered and rows that are not.
+        if known is not None and (len(known.rows) > _STALE * rows or (new and new[0].rows[0] <= known.rows[-1])):
             self._index.close()
             self._index = self._new_index()
-        last = -1 if self._index.nominator is None else int(self._index.nominator.rows[-1])
-        new = [block for block in sealed if block.rows[-1] > last]
+            new = list(sealed)
         for start in range(0, len(new), _TOGETHER):
             self._index.extend(new[start : start + _TOGETHER])
         return self._index.nominator is not known
@@ -215,6 +216,11 @@ def _index(folder: Path, dim: int, *, kind: IndexKind, device: IndexDevice) -> _
         case (("auto" | "flat-fp16"), "gpu"):
             return _GpuIndex()
     raise DeviceError(f"an index of kind {kind} runs on the CPU only, got device {device!r}: take flat-fp16 on a GPU")
+
+
+def _beyond(nominator: Nominator | None, blocks: Sequence[Block]) -> list[Block]:
+    """The blocks with rows that follow all that are covered."""
+    return [block for block in blocks if nominator is None or block.rows[-1] > nominator.rows[-1]]
 
 
 def _same_rows(covered: Covered, nominator: Nominator, blocks: Sequence[Block]) -> bool:

@@ -1,0 +1,99 @@
+"""Coverage: an index follows its gallery through growth, packing and reading anew, and answers stay brute force's."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reidserve.index import open_gallery, open_writer
+from reidserve.index.store import create_store
+from tests.conftest import unit_rows
+from tests.plain import Plain, assert_equal
+from tests.test_gallery import FILTERS, content_of
+from tests.test_store import ORIGIN
+
+QUERIES = unit_rows(np.random.default_rng(1), 9, 8)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch):
+    """Small blocks and shards, and a proposer that is asked for so many that rabitq misses none."""
+    for name, value in {
+        "blocks.BLOCK_ROWS": 32,
+        "store.PIECE_ROWS": 32,
+        "faiss_cpu.SHARD_ROWS": 64,
+        "coverage.AUTO_BYTES": 100 * 4 * 8,
+        "nominated.CANDIDATES": 300,
+        "nominated.CANDIDATES_DIM": 8,
+        "nominated.MOST_CANDIDATES": 1.0,
+        "nominated.NARROW": 0.02,
+        "nominated._SPARE": 1,
+    }.items():
+        monkeypatch.setattr(f"reidserve.index.{name}", value)
+
+
+def assert_answers(gallery, plain: Plain, *, where=None, left_out=None) -> None:
+    snapshot = gallery.snapshot
+    if snapshot.covered is not None:
+        assert (np.diff(snapshot.covered.nominator.rows) > 0).all()
+    for top_k in (1, 7):
+        found = snapshot.search(QUERIES, top_k=top_k, where=where, left_out=left_out)
+        assert_equal(found, plain.search(QUERIES, top_k=top_k, where=where, left_out=left_out))
+
+
+def some(numbers, seed=0):
+    return [content_of(number, (number + seed) % 12, (number + seed) % 256) for number in numbers]
+
+
+@pytest.mark.parametrize("kind", ["flat-fp16", "rabitq"])
+def test_a_reader_that_reads_all_again_has_every_row_once(tmp_path: Path, kind):
+    create_store(tmp_path / "g", ORIGIN).close()
+    plain = Plain()
+    with contextlib.closing(open_gallery(tmp_path / "g", kind=kind)) as reader:
+        with contextlib.closing(open_gallery(tmp_path / "g", write=True, kind=kind)) as writer:
+            records = some(range(500))
+            plain.upsert(records)
+            writer.upsert(records)
+            reader.refresh()
+            assert reader.snapshot.kind == kind
+            # The reader has not seen that they went when it is forgotten: it reads blocks that are cut elsewhere.
+            gone = [f"e{number}" for number in range(0, 35, 7)]
+            plain.delete(gone)
+            writer.delete(gone)
+        with open_writer(tmp_path / "g") as store:
+            store.compact()
+        assert reader.refresh()
+        assert reader.snapshot.kind == kind
+        assert_answers(reader, plain)
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("flat-fp16", 0), ("rabitq", 2), ("auto", 9)])
+def test_a_long_walk_with_an_index_is_answered_like_a_dict(tmp_path: Path, kind, seed):
+    rng = np.random.default_rng(seed)
+    create_store(tmp_path / "g", ORIGIN).close()
+    plain, covered = Plain(), 0
+    with contextlib.ExitStack() as opened:
+        writer, reader = (
+            opened.enter_context(contextlib.closing(open_gallery(tmp_path / "g", write=write, kind=kind)))
+            for write in (True, False)
+        )
+        for step in range(120):
+            numbers = rng.choice(400, int(rng.integers(1, 150)), replace=False).tolist()
+            match rng.choice(["write", "delete", "compact"], p=[0.58, 0.34, 0.08]):
+                case "write":
+                    records = some(numbers, int(rng.integers(100)))
+                    assert writer.upsert(records).changed == plain.upsert(records)
+                case "delete":
+                    ids = [f"e{number}" for number in numbers]
+                    assert writer.delete(ids).changed == plain.delete(ids)
+                case _:
+                    writer._store.compact()
+            if rng.random() < 0.6:
+                reader.refresh()
+                where = FILTERS[int(rng.integers(len(FILTERS)))] if step % 2 else None
+                left_out = rng.integers(1, max(2, plain.last_row), len(QUERIES))
+                for gallery in (writer, reader):
+                    assert_answers(gallery, plain, where=where, left_out=left_out)
+                    covered += gallery.snapshot.covered is not None
+    assert covered > 60
