@@ -147,8 +147,12 @@ class _RaBitQIndex:
         from reidserve.index.faiss_cpu import VERSION, Frame, fit_frame
 
         frame = fit_frame(block.vectors)
-        self._kept = load_codes(self._folder, kind="rabitq", version=VERSION, dim=self._dim, code_size=frame.code_size)
-        return frame if self._kept is None else Frame(self._kept.centre, self._kept.seed)
+        kept = load_codes(self._folder, kind="rabitq", version=VERSION, dim=self._dim, code_size=frame.code_size)
+        if kept is None or not kept.pick(block.rows, block.crc32s)[0].any():
+            # Another gallery's centre would cost recall in this one, and be saved with its codes.
+            return frame
+        self._kept = kept
+        return Frame(kept.centre, kept.seed)
 
     def _save(self) -> None:
         from reidserve.index.faiss_cpu import VERSION

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from reidserve.index import open_gallery, open_writer
+from reidserve.index.cache import load_codes
+from reidserve.index.faiss_cpu import VERSION
 from reidserve.index.store import create_store
 from tests.conftest import unit_rows
 from tests.plain import Plain, assert_equal
@@ -97,3 +99,18 @@ def test_a_long_walk_with_an_index_is_answered_like_a_dict(tmp_path: Path, kind,
                     assert_answers(gallery, plain, where=where, left_out=left_out)
                     covered += gallery.snapshot.covered is not None
     assert covered > 60
+
+
+def test_the_cache_of_another_gallery_says_nothing_of_this_one(tmp_path: Path):
+    for name, seed in (("this", 0), ("other", 7)):
+        create_store(tmp_path / name, ORIGIN).close()
+        with contextlib.closing(open_gallery(tmp_path / name, write=True, kind="rabitq")) as writer:
+            writer.upsert(some(range(100), seed))
+            if name == "this":
+                own = writer.snapshot.covered.nominator.frame
+    wanted = {"kind": "rabitq", "version": VERSION, "dim": 8, "code_size": own.code_size}
+    assert (load_codes(tmp_path / "other", **wanted).centre != own.centre).any()
+    (tmp_path / "other" / "cache" / "rabitq.codes").rename(tmp_path / "this" / "cache" / "rabitq.codes")
+    with contextlib.closing(open_gallery(tmp_path / "this", kind="rabitq")) as gallery:
+        assert gallery.snapshot.covered.nominator.frame.digest == own.digest
+    assert load_codes(tmp_path / "this", **wanted).centre.tolist() == own.centre.tolist()
