@@ -123,7 +123,7 @@ class _RaBitQIndex:
         from reidserve.index.faiss_cpu import RaBitQ, encode
 
         frame = self._frame = self._frame or self._first_frame(blocks[0])
-        parts = []
+        parts, unsaved = [], 0
         for block in blocks:
             codes = np.empty((len(block.rows), frame.code_size), np.uint8)
             held = np.zeros(len(block.rows), np.bool_)
@@ -131,11 +131,13 @@ class _RaBitQIndex:
                 held, kept = self._kept.pick(block.rows, block.crc32s)
                 codes[held] = kept
             codes[~held] = encode(frame, block.vectors[~held])
-            self._unsaved += int((~held).sum())
-            self._crc32s.append(block.crc32s)
+            unsaved += int((~held).sum())
             parts.append(codes)
         rows, codes = np.concatenate([block.rows for block in blocks]), np.concatenate(parts)
         self.nominator = RaBitQ(frame, rows, codes) if self.nominator is None else self.nominator.extended(rows, codes)
+        # Only now: where memory ran out before, these blocks come again.
+        self._crc32s += [block.crc32s for block in blocks]
+        self._unsaved += unsaved
         if self._unsaved >= SAVED_SHARE * len(self.nominator.rows):
             self._save()
 

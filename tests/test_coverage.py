@@ -8,7 +8,7 @@ import pytest
 
 from reidserve.index import open_gallery, open_writer
 from reidserve.index.cache import load_codes
-from reidserve.index.faiss_cpu import VERSION
+from reidserve.index.faiss_cpu import VERSION, encode
 from reidserve.index.store import create_store
 from tests.conftest import unit_rows
 from tests.plain import Plain, assert_equal
@@ -114,3 +114,27 @@ def test_the_cache_of_another_gallery_says_nothing_of_this_one(tmp_path: Path):
     with contextlib.closing(open_gallery(tmp_path / "this", kind="rabitq")) as gallery:
         assert gallery.snapshot.covered.nominator.frame.digest == own.digest
     assert load_codes(tmp_path / "this", **wanted).centre.tolist() == own.centre.tolist()
+
+
+def test_codes_that_memory_failed_for_are_made_by_the_next_write_and_saved(tmp_path: Path, monkeypatch):
+    create_store(tmp_path / "g", ORIGIN).close()
+    plain, records = Plain(), some(range(200))
+    with contextlib.closing(open_gallery(tmp_path / "g", write=True, kind="rabitq")) as writer:
+        failing = iter([False, True])
+
+        def encode_or_fail(frame, vectors):
+            if next(failing, False):
+                raise MemoryError
+            return encode(frame, vectors)
+
+        monkeypatch.setattr("reidserve.index.faiss_cpu.encode", encode_or_fail)
+        plain.upsert(records[:100])
+        with pytest.raises(MemoryError):
+            writer.upsert(records[:100])
+        assert_answers(writer, plain)
+        plain.upsert(records)
+        writer.upsert(records)
+        assert_answers(writer, plain)
+        nominator = writer.snapshot.covered.nominator
+    kept = load_codes(tmp_path / "g", kind="rabitq", version=VERSION, dim=8, code_size=nominator.frame.code_size)
+    np.testing.assert_array_equal(kept.rows, nominator.rows)
