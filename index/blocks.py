@@ -21,7 +21,7 @@ ENTRY_BYTES = 1000
 
 def entry_bytes(dim: int) -> int:
     """What an entry of a gallery with that many dimensions takes in memory, bytes, quantised codes included."""
-    return 4 * dim + 2 * (dim // 8 + 8) + ENTRY_BYTES
+    return 4 * dim + 2 * (dim // 8 + 10) + ENTRY_BYTES
 
 
 @dataclass(frozen=True, slots=True, eq=False)

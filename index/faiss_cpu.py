@@ -36,8 +36,13 @@ QUERY_BITS = 8
 ROUNDS = 3
 """Rounds of signs and Hadamard transforms. One leaves a recall@10 of .995 on heavy-tailed features, two are enough."""
 
-VERSION = f"faiss {faiss.__version__}, {ROUNDS} rounds"
+NARROW_DIM = 1024
+"""Up to so many dimensions FastScan's sums of one byte for 4 dimensions fit its 16 bits, whatever the query."""
+
+VERSION = f"faiss {faiss.__version__}, {ROUNDS} rounds, wide from {NARROW_DIM}"
 """What makes codes here: those of another version are made anew."""
+
+_MOST_SUM = 60_000  # of 2**16, with room for what is rounded
 
 _HALF_ULP, _SUBNORMAL_HALF_ULP, _SINGLE_ULP = 2.0**-11, 2.0**-25, 2.0**-24
 
@@ -75,7 +80,7 @@ class Frame:
     @property
     def code_size(self) -> int:
         """Bytes of one row's code: a bit per dimension and two float32."""
-        return (self.dim + 7) // 8 + 8
+        return (_width(self.dim) + 7) // 8 + 8
 
     @property
     def digest(self) -> str:
@@ -131,15 +136,41 @@ def encode(frame: Frame, vectors: Embeddings) -> Codes:
         return np.empty((0, frame.code_size), np.uint8)
     index = _empty_codes(frame)
     chunks = (vectors[start : start + 8192] for start in range(0, len(vectors), 8192))
-    return np.concatenate([index.sa_encode(rotate(chunk, seed=frame.seed)) for chunk in chunks])
+    return np.concatenate([index.sa_encode(_widened(rotate(chunk, seed=frame.seed))) for chunk in chunks])
 
 
 def _empty_codes(frame: Frame) -> Any:  # noqa: ANN401, FAISS has no types
-    index = faiss.IndexRaBitQ(frame.dim, faiss.METRIC_INNER_PRODUCT)
-    centre = rotate(frame.centre[np.newaxis], seed=frame.seed)[0]
+    index = faiss.IndexRaBitQ(_width(frame.dim), faiss.METRIC_INNER_PRODUCT)
+    centre = _widened(rotate(frame.centre[np.newaxis], seed=frame.seed))[0]
     faiss.copy_array_to_vector(centre, index.center)
     index.is_trained = True
     return index
+
+
+def _width(dim: int) -> int:
+    """The dimensions of codes: 8 more than those of embeddings, where FastScan's sums could overflow (`_bounded`)."""
+    return dim if dim <= NARROW_DIM else 8 * -(-dim // 8) + 8
+
+
+def _widened(vectors: Embeddings) -> Embeddings:
+    """Embeddings (N, dim) with zeros behind, (N, `_width`)."""
+    count, dim = vectors.shape
+    return vectors if _width(dim) == dim else np.pad(vectors, ((0, 0), (0, _width(dim) - dim)))
+
+
+def _bounded(queries: Embeddings, centre: Embeddings) -> Embeddings:
+    """Rotated queries (Q, dim), widened so that no sum over a row's code overflows FastScan's 16 bits.
+
+    FastScan scales a query so that its widest 4 dimensions span a byte, and adds up without looking: the more a row
+    is like the query the larger the sum, so of 2048 dimensions on it is the very best that wrap around and are lost.
+    Two further numbers in 4 dimensions of their own are wide enough to scale all others down. Codes have no bits
+    there and the two sum to nothing, so that no estimate changes.
+    """
+    wide = _widened(queries)
+    if wide is not queries:
+        most = np.abs(queries - centre).sum(axis=1) * np.float32(255 / 2 / _MOST_SUM)
+        wide[:, -8], wide[:, -7] = most, -most
+    return wide
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -238,7 +269,7 @@ class RaBitQ(_Sharded):
         turned = rotate(queries, seed=self.frame.seed)
         # FAISS finds nothing at all for a query that is the centre, as of a gallery that repeats one photograph.
         turned[(turned == self._centre).all(axis=1), 0] += np.float32(1e-6)
-        return turned
+        return _bounded(turned, self._centre)
 
     def _index(self, codes: Codes) -> Searchable:
         plain = _empty_codes(self.frame)

@@ -206,6 +206,17 @@ def test_equal_scores_stand_in_row_order_and_missing_rows_are_padded(maker):
     assert rows.dtype == np.int64
 
 
+@pytest.mark.parametrize("dim", [1024, 1025, 2048, 3001, 4096])
+@pytest.mark.parametrize("is_heavy", [False, True])
+def test_a_row_is_its_own_first_candidate_however_many_dimensions(dim, is_heavy):
+    vectors, _ = features(1000, dim, heavy=is_heavy)
+    nominator = make_rabitq(vectors)
+    scores, rows = nominator.nominate(vectors, 1)
+    # The best are what FastScan's 16 bits overflow for.
+    np.testing.assert_array_equal(rows[:, 0], nominator.rows)
+    np.testing.assert_allclose(scores[:, 0], 1, atol=0.05)
+
+
 def test_a_query_that_is_the_centre_finds_the_best(heavy):
     vectors, _ = heavy
     frame = Frame(vectors[7].copy())
