@@ -35,7 +35,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
                 f"{path_to_text(folder)} lies on a network file system ({kind}), where locks and SQLite's write-ahead "
                 "log cannot be trusted: keep a gallery that is written to on a local disk"
             )
-        file = (folder / LOCK).open("a+")
+        file = (folder / LOCK).open("ab+", buffering=0)
     except OSError as error:
         raise GalleryError(f"{path_to_text(folder)} cannot be written: {error.strerror}") from error
     with file:
@@ -43,14 +43,12 @@ def writer_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise GalleryLockedError(
-                f"{path_to_text(folder)} is being written to by {file.read().strip() or 'another process'}"
-            ) from error
-        # Only told to the next one: on a full disk it goes unsaid.
+            holder = file.read().decode(errors="replace").strip() or "another process"
+            raise GalleryLockedError(f"{path_to_text(folder)} is being written to by {holder}") from error
+        # Only told to the next one: on a full disk it goes unsaid. Without a buffer, which closing would write again.
         with contextlib.suppress(OSError):
             file.truncate(0)
-            file.write(f"process {os.getpid()}\n")
-            file.flush()
+            file.write(f"process {os.getpid()}\n".encode())
         yield
 
 

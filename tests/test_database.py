@@ -433,6 +433,21 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path):
         assert store.generation() == 2
 
 
+def test_a_full_disk_keeps_nobody_from_holding_the_lock(tmp_path: Path):
+    def fill() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4, 4))
+        for _ in range(2):
+            with (
+                writer_lock(tmp_path / "g"),
+                pytest.raises(GalleryLockedError, match="is being written to by"),
+                writer_lock(tmp_path / "g"),
+            ):
+                pytest.fail("two hold the lock")
+
+    assert in_a_child(fill) == 0
+
+
 @pytest.mark.parametrize("fails", ["COMMIT", "VACUUM"])
 def test_after_a_failed_sync_nothing_is_written_until_the_gallery_is_opened_again(tmp_path: Path, fails):
     class Failing:
