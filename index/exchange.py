@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from reidserve.datasets import Attribute, path_to_text, read_timestamp
 from reidserve.embed import UNIT_TOLERANCE, Embedding, Embeddings
-from reidserve.errors import DatasetError, EntryError, GalleryFullError, GalleryModelError
+from reidserve.errors import DatasetError, EntryError, GalleryError, GalleryFullError, GalleryModelError
 from reidserve.index.build import Progress, check_own, no_progress
 from reidserve.index.database import Origin, holds_gallery
 from reidserve.index.entry import Entry
@@ -97,20 +97,28 @@ def export_gallery(
 
     Raises:
         OutputExistsError: there is something at `out`.
-        GalleryError: the gallery cannot be read; nothing is left at `out`.
+        GalleryError: the gallery cannot be read, or `out` not written; nothing is left there.
     """
-    with closing(open_store(folder)) as store, new_folder(out) as partial:
+    with closing(open_store(folder)) as store:
         check_whole(store)
-        rows = partial / "rows"
-        exported = _write_rows(store, rows, partial / ENTRIES_FILE, where, progress)
-        dim = store.origin.dim
-        vectors: Embeddings = np.empty((0, dim), np.float32)
-        if exported.entries:
-            vectors = np.memmap(rows, "<f4", "r", shape=(exported.entries, dim))
-        save_file({_TENSOR: vectors}, partial / EMBEDDINGS_FILE, metadata=_metadata(store.origin, exported.generation))
-        # The library writes it for its owner alone.
-        (partial / EMBEDDINGS_FILE).chmod((partial / ENTRIES_FILE).stat().st_mode)
-        rows.unlink()
+        try:
+            with new_folder(out) as partial:
+                return _write_files(store, partial, where, progress)
+        except (OSError, SafetensorError) as error:
+            raise GalleryError(f"{path_to_text(folder)} cannot be exported to {path_to_text(out)}: {error}") from error
+
+
+def _write_files(store: Store, folder: Path, where: Filter | None, progress: Progress) -> Exported:
+    rows, embeddings = folder / "rows", folder / EMBEDDINGS_FILE
+    exported = _write_rows(store, rows, folder / ENTRIES_FILE, where, progress)
+    dim = store.origin.dim
+    vectors: Embeddings = np.empty((0, dim), np.float32)
+    if exported.entries:
+        vectors = np.memmap(rows, "<f4", "r", shape=(exported.entries, dim))
+    save_file({_TENSOR: vectors}, embeddings, metadata=_metadata(store.origin, exported.generation))
+    # The library writes it for its owner alone.
+    embeddings.chmod((folder / ENTRIES_FILE).stat().st_mode)
+    rows.unlink()
     return exported
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from reidserve.errors import (
     DatasetError,
+    GalleryError,
     GalleryFullError,
     GalleryLockedError,
     GalleryModelError,
@@ -115,6 +116,23 @@ def test_an_export_replaces_nothing(gallery: Path, tmp_path: Path):
     with pytest.raises(OutputExistsError, match="is there already"):
         export_gallery(gallery, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gallery", "out"]
+
+
+@pytest.mark.parametrize(
+    ("writes", "error"),
+    [
+        ("_write_rows", OSError(28, "No space left on device")),
+        ("save_file", SafetensorError("No space left on device")),
+    ],
+)
+def test_a_full_disk_is_one_error_and_leaves_nothing(writes, error, gallery: Path, tmp_path: Path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"reidserve.index.exchange.{writes}", full)
+    with pytest.raises(GalleryError, match=r"a\.gallery cannot be exported to .*/out: .*No space left on device"):
+        export_gallery(gallery, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gallery"]
 
 
 def test_lines_may_be_as_short_as_an_id_and_moments_as_people_write_them(tmp_path: Path):

@@ -29,7 +29,8 @@ def export(gallery: Path, out: Path, *, where: Where = None, json: Json = False)
 
     The tensor "embeddings" is float32 (N, dim); line n of the other file says what row n is: id, pid, camid,
     timestamp (microseconds since 1970 UTC), source, attributes, content_sha256. Both are of one generation, whatever is
-    written meanwhile. Damaged rows are left out and named; the exit code is then 1.
+    written meanwhile. Damaged rows are left out and named; the exit code is then 1. While it is written, the vectors
+    take twice their room.
 
     Args:
         gallery: The gallery's folder.
