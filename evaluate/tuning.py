@@ -56,8 +56,11 @@ def tune(
     """Rank a sample of a gallery's entries with each of `snapshots`: of one generation, by kind, "flat" among them.
 
     Raises:
-        EvaluationError: no entry has a right one from another camera.
+        EvaluationError: no entry has a right one from another camera, or no query is asked for.
+        QueryError: `top_k` is not 1 to MAX_TOP_K.
     """
+    if queries < 1:
+        raise EvaluationError(f"at least one query is needed, got {queries}")
     exact = snapshots["flat"]
     entries = list(exact.entries())
     rule = _Rule(entries)

@@ -56,7 +56,7 @@ def test_tune_compares_indexes_with_exact_search(labelled: Path):
 def test_tune_prints_a_table(labelled: Path):
     ended = run_command("reid-index", "tune", labelled, "--queries", 50, "--top-k", 20)
     assert ended.returncode == 0, ended.stderr
-    head, exact, rabitq = ended.stdout.splitlines()
+    head, exact, rabitq, proposed = ended.stdout.splitlines()
     assert head.split() == [
         "index",
         "recall@1",
@@ -71,6 +71,12 @@ def test_tune_prints_a_table(labelled: Path):
     assert exact.split()[:4] == ["flat", "1.0000", "1.0000", "1.0000"]
     assert rabitq.split()[0] == "rabitq"
     assert "(+0.0000)" in rabitq
+    assert proposed == "rabitq proposes from 8192 of 10000 entries; those in no full block are multiplied"
+
+
+def test_no_query_is_one_line(labelled: Path):
+    ended = run_command("reid-index", "tune", labelled, "--queries", 0)
+    assert (ended.returncode, ended.stderr) == (1, "error: at least one query is needed, got 0\n")
 
 
 def test_tune_says_that_labels_are_needed(gallery: Path, tmp_path: Path):

@@ -68,7 +68,13 @@ def tune(
             }
         )
     else:
-        print_lines(_table(reports, top_k))
+        entries = len(snapshots["flat"])
+        proposed = [
+            f"{kind} proposes from {count} of {entries} entries; those in no full block are multiplied"
+            for kind, count in covered.items()
+            if kind != "flat"
+        ]
+        print_lines([*_table(reports, top_k), *proposed])
 
 
 def _table(reports: "Sequence[KindReport]", top_k: int) -> list[str]:
