@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from reidserve.datasets import path_to_text
 from reidserve.embed import Embedding
+from reidserve.index.folders import sync
 
 CACHE = "cache"
 FORMAT = 1
@@ -117,7 +118,7 @@ def save_codes(folder: Path, cached: CachedCodes, *, kind: str, version: str) ->
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         _log.warning("%s cannot be saved, and is made anew at the next start: %s", path_to_text(path), error)
         return False
@@ -249,11 +250,3 @@ def _alive(process: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
