@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reidserve.datasets import path_to_text
 from reidserve.errors import EntryError, GalleryError
-from reidserve.index.folders import new_folder, sync
+from reidserve.index.folders import make_folder, new_folder, sync
 from reidserve.index.lock import remote_file_system, writer_lock
 
 DATABASE = "gallery.db"
@@ -105,7 +105,7 @@ def create_database(folder: Path, origin: Origin) -> sqlite3.Connection:
         GalleryError: SQLite could not write there.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with contextlib.closing(_connect(folder / DATABASE, "rwc")) as connection:
             connection.execute(f"PRAGMA page_size = {_page_bytes(origin.dim)}")
             _make_durable(connection)
@@ -113,7 +113,6 @@ def create_database(folder: Path, origin: Origin) -> sqlite3.Connection:
             connection.execute(_META, asdict(origin))
             connection.execute("COMMIT")
         sync(folder)
-        sync(folder.absolute().parent)
     except (sqlite3.Error, OSError) as error:
         raise GalleryError(f"no gallery can be made at {path_to_text(folder)}: {error}") from error
     return open_database(folder, write=True)

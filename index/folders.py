@@ -1,6 +1,7 @@
-"""Folders that are there whole or not at all."""
+"""Folders: made durably, and whole or not at all."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +15,18 @@ from reidserve.errors import OutputExistsError
 def new_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out` to write files into; it becomes `out`, durably, when the block ends well.
 
-    A killed process leaves the hidden folder, `.NAME.partial-PROCESS`, which may be removed.
+    A killed process leaves the hidden folder, `.NAME.partial-` and 8 letters, which may be removed.
 
     Raises:
         OutputExistsError: there is something at `out`.
     """
     if out.exists() or out.is_symlink():
         raise OutputExistsError(f"{path_to_text(out)} is there already: choose a name that is free")
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    # Not the process's number: two containers that share a disk may both be process 1.
+    partial = out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
+    make_folder(out.parent)
+    partial.mkdir()
     try:
-        partial.mkdir(parents=True)
         yield partial
         for path in (*partial.iterdir(), partial):
             sync(path)
@@ -31,6 +34,15 @@ def new_folder(out: Path) -> Iterator[Path]:
         sync(out.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none, and those above it that are missing, durably."""
+    folder = folder.absolute()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
 
 
 def sync(path: Path) -> None:

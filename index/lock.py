@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reidserve.datasets import path_to_text
 from reidserve.errors import GalleryError, GalleryLockedError
+from reidserve.index.folders import make_folder
 
 LOCK = "writer.lock"
 
@@ -28,7 +29,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
         GalleryError: the folder lies on a network file system, or cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         kind = remote_file_system(folder)
         if kind is not None:
             raise GalleryError(
