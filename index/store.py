@@ -47,6 +47,7 @@ ROOT, STATE, REBUILT = "root", "state", "rebuilt"
 
 BUILDING, BUILT, REBUILDING = "building", "built", "rebuilding"
 
+_ANEW = "restore a snapshot, or build the gallery again"
 _STORED = f"SELECT entry.row, content_sha256, blob, crc32, {FIELDS} FROM entry LEFT JOIN vector USING (row)"
 
 
@@ -383,7 +384,9 @@ class Store:
         last = 0
         for row in self._connection.execute(f"{_STORED} {where} ORDER BY entry.row", (since,)):
             if row[0] <= last:
-                raise GalleryError(f"{path_to_text(self.folder)} is damaged: row {row[0]} came after row {last}")
+                raise GalleryError(
+                    f"{path_to_text(self.folder)} is damaged: row {row[0]} came after row {last}; {_ANEW}"
+                )
             last = row[0]
             yield self._read(row)
 
@@ -432,9 +435,10 @@ class Store:
             if error_code(error) & 0xFF == sqlite3.SQLITE_IOERR:
                 # After a failed fsync nobody knows what reached the disk; what comes next must not build on it.
                 self._failed = str(error)
-            raise GalleryError(
-                f"{path_to_text(self.folder / DATABASE)}: {error}; what was committed before is safe"
-            ) from error
+            way_out = "what was committed before is safe"
+            if error_code(error) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                way_out = _ANEW
+            raise GalleryError(f"{path_to_text(self.folder / DATABASE)}: {error}; {way_out}") from error
 
 
 def _check_once(ids: Iterable[str]) -> None:

@@ -91,7 +91,7 @@ def _read(store: Store, faults: list[str], progress: Progress) -> Verification:
         if rows != counted:
             faults.append(f"the counter says {counted} entries, {rows} were read")
     except GalleryError as error:
-        faults.append(f"reading stopped after {rows} rows: {error}; restore a snapshot, or build the gallery again")
+        faults.append(f"reading stopped after {rows} rows: {error}")
     progress(rows, rows)
     return Verification(entries, generation, faults, damaged, cache_faults(store.folder))
 

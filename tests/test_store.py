@@ -155,6 +155,17 @@ def test_a_transaction_that_fails_half_way_writes_nothing(store: Store, monkeypa
     assert store.faults() == []
 
 
+def test_of_a_malformed_file_nothing_is_called_safe(store: Store, monkeypatch):
+    def failing(self, name):
+        raise malformed
+
+    malformed = sqlite3.DatabaseError("database disk image is malformed")
+    malformed.sqlite_errorcode = sqlite3.SQLITE_CORRUPT_INDEX
+    monkeypatch.setattr(Store, "_find", failing)
+    with pytest.raises(GalleryError, match="malformed; restore a snapshot, or build the gallery again$"):
+        store.get("a")
+
+
 def test_a_full_gallery_writes_nothing_of_the_call(store: Store):
     store.most_entries = 2
     store.upsert([record("a", 1), record("b", 2)])
