@@ -73,7 +73,7 @@ def _written_moment(moment: int) -> str:
 
 
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<mark>==|!=|<=|>=|[<>(),])|"(?P<quoted>(?:[^"\\]|\\["\\])*)"|(?P<word>[^\s()<>=!,"']+)|(?P<end>\Z))"""
+    r"""\s*(?:(?P<mark>==|!=|<=|>=|[<>(),=!])|"(?P<quoted>(?:[^"\\]|\\["\\])*)"|(?P<word>[^\s()<>=!,"']+)|(?P<end>\Z))"""
 )
 _KEYWORDS = ("and", "in", "not")
 _TESTS = {"id": ("==", "in"), "pid": ("==", "in"), "camid": ("==", "in", "!=", "not in"), "timestamp": (">=", "<")}

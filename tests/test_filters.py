@@ -240,7 +240,7 @@ VALUE = "expected a value (a word, or a text in double quotes)"
         ("a == 1 and Camid == 1", 12, "expected camid (or attributes.Camid, if there is one), got 'Camid'"),
         ("pid", 4, "expected == or in, got the end"),
         ("pid 1", 5, "expected == or in, got '1'"),
-        ("pid = 1", 5, "expected a word or a text in double quotes, got '= 1'"),
+        ("pid = 1", 5, "expected == or in, got '='"),
         ("pid != 1", 5, "expected == or in, got '!='"),
         ("pid not in (1)", 5, "expected == or in, got 'not'"),
         ("camid < 1", 7, "expected ==, in, != or not in, got '<'"),
