@@ -56,6 +56,8 @@ def serve(
     from reidserve.server import serve as serve_until_stopped
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # It tells of every kernel that its package has not, as of a failure.
+    logging.getLogger("faiss").setLevel(logging.WARNING)
 
     def tell(ready: Ready) -> None:
         embedder, galleries = ready.pipeline.embedder, ready.pipeline.galleries
