@@ -154,7 +154,7 @@ def _width(dim: int) -> int:
 
 def _widened(vectors: Embeddings) -> Embeddings:
     """Embeddings (N, dim) with zeros behind, (N, `_width`)."""
-    count, dim = vectors.shape
+    dim = vectors.shape[1]
     return vectors if _width(dim) == dim else np.pad(vectors, ((0, 0), (0, _width(dim) - dim)))
 
 

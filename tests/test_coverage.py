@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reidserve.index import open_gallery, open_writer
-from reidserve.index.cache import load_codes
-from reidserve.index.faiss_cpu import VERSION, encode
+from reidserve.index import Gallery, open_gallery, open_writer
+from reidserve.index.cache import CachedCodes, load_codes
+from reidserve.index.faiss_cpu import VERSION, Frame, RaBitQ, encode
 from reidserve.index.store import create_store
 from tests.conftest import unit_rows
 from tests.plain import Plain, assert_equal
@@ -101,19 +101,32 @@ def test_a_long_walk_with_an_index_is_answered_like_a_dict(tmp_path: Path, kind,
     assert covered > 60
 
 
+def nominator_of(gallery: Gallery) -> RaBitQ:
+    covered = gallery.snapshot.covered
+    assert covered is not None
+    assert isinstance(covered.nominator, RaBitQ)
+    return covered.nominator
+
+
+def kept_in(folder: Path, frame: Frame) -> CachedCodes:
+    kept = load_codes(folder, kind="rabitq", version=VERSION, dim=8, code_size=frame.code_size)
+    assert kept is not None
+    return kept
+
+
 def test_the_cache_of_another_gallery_says_nothing_of_this_one(tmp_path: Path):
+    frames = []
     for name, seed in (("this", 0), ("other", 7)):
         create_store(tmp_path / name, ORIGIN).close()
         with contextlib.closing(open_gallery(tmp_path / name, write=True, kind="rabitq")) as writer:
             writer.upsert(some(range(100), seed))
-            if name == "this":
-                own = writer.snapshot.covered.nominator.frame
-    wanted = {"kind": "rabitq", "version": VERSION, "dim": 8, "code_size": own.code_size}
-    assert (load_codes(tmp_path / "other", **wanted).centre != own.centre).any()
+            frames.append(nominator_of(writer).frame)
+    own, _ = frames
+    assert (kept_in(tmp_path / "other", own).centre != own.centre).any()
     (tmp_path / "other" / "cache" / "rabitq.codes").rename(tmp_path / "this" / "cache" / "rabitq.codes")
     with contextlib.closing(open_gallery(tmp_path / "this", kind="rabitq")) as gallery:
-        assert gallery.snapshot.covered.nominator.frame.digest == own.digest
-    assert load_codes(tmp_path / "this", **wanted).centre.tolist() == own.centre.tolist()
+        assert nominator_of(gallery).frame.digest == own.digest
+    assert kept_in(tmp_path / "this", own).centre.tolist() == own.centre.tolist()
 
 
 def test_codes_that_memory_failed_for_are_made_by_the_next_write_and_saved(tmp_path: Path, monkeypatch):
@@ -135,6 +148,5 @@ def test_codes_that_memory_failed_for_are_made_by_the_next_write_and_saved(tmp_p
         plain.upsert(records)
         writer.upsert(records)
         assert_answers(writer, plain)
-        nominator = writer.snapshot.covered.nominator
-    kept = load_codes(tmp_path / "g", kind="rabitq", version=VERSION, dim=8, code_size=nominator.frame.code_size)
-    np.testing.assert_array_equal(kept.rows, nominator.rows)
+        nominator = nominator_of(writer)
+    np.testing.assert_array_equal(kept_in(tmp_path / "g", nominator.frame).rows, nominator.rows)
