@@ -23,7 +23,7 @@ def small(monkeypatch: pytest.MonkeyPatch):
     """Small blocks and shards, and a proposer that is asked for so many that rabitq misses none."""
     for name, value in {
         "blocks.BLOCK_ROWS": 32,
-        "store.PIECE_ROWS": 32,
+        "rows.PIECE_ROWS": 32,
         "faiss_cpu.SHARD_ROWS": 64,
         "coverage.AUTO_BYTES": 100 * 4 * 8,
         "nominated.CANDIDATES": 300,
