@@ -19,6 +19,11 @@ ENTRY_BYTES = 1000
 (measured by benchmarks/gallery.py)."""
 
 
+STALE_ROWS = 65_536
+"""Texts of deleted entries stay in the codes of columns: after so many rows, and four times those that live, further
+blocks begin new codes, and the old ones go with their blocks."""
+
+
 def entry_bytes(dim: int) -> int:
     """What an entry of a gallery with that many dimensions takes in memory, bytes, quantised codes included."""
     return 4 * dim + 2 * (dim // 8 + 10) + ENTRY_BYTES
@@ -71,6 +76,7 @@ class Growth:
     def __init__(self, dim: int) -> None:
         self._dim = dim
         self._codes = Codes()
+        self._coded = 0
         self._sealed: list[Block] = []
         self._tail = _Tail(dim, self._codes)
 
@@ -82,6 +88,7 @@ class Growth:
     def apply(self, changes: Changes) -> tuple[Block, ...]:
         """The blocks after changes."""
         if changes.anew:
+            self._codes, self._coded = Codes(), 0
             self._sealed, self._tail = [], _Tail(self._dim, self._codes)
         if len(changes.deleted):
             self._sealed = _merged([block.without(changes.deleted) for block in self._sealed], self._dim, self._codes)
@@ -92,7 +99,9 @@ class Growth:
         return (*self._sealed, *((tail,) if tail is not None else ()))
 
     def _append(self, piece: Piece) -> None:
+        self._coded += len(piece.rows)
         if len(piece.rows) == BLOCK_ROWS and not self._tail.used:
+            self._forget_codes()
             self._sealed.append(_block(piece, self._codes))
             return
         start = 0
@@ -102,7 +111,12 @@ class Growth:
                 block = self._tail.block()
                 if block is not None:
                     self._sealed.append(block)
+                self._forget_codes()
                 self._tail = _Tail(self._dim, self._codes)
+
+    def _forget_codes(self) -> None:
+        if self._coded > STALE_ROWS + 4 * sum(block.count for block in self._sealed):
+            self._codes, self._coded = Codes(), 0
 
 
 class _Tail:

@@ -32,7 +32,7 @@ Mask = NDArray[np.bool_]
 
 
 class Codes:
-    """Texts and booleans as small integers; one for all columns of a gallery. Codes are never taken back."""
+    """Texts and booleans as small integers; one for many columns of a gallery. Codes are never taken back."""
 
     def __init__(self) -> None:
         self._codes: dict[str | bool, int] = {}

@@ -165,9 +165,11 @@ class Snapshot:
         ]
 
     def _parts(self, where: Filter) -> Iterator[Part]:
-        sought = None
+        sought = codes = None
         for block in self.blocks:
-            sought = Sought(block.columns.codes, where) if sought is None else sought
+            if sought is None or block.columns.codes is not codes:
+                codes = block.columns.codes
+                sought = Sought(codes, where)
             accepted = block.columns.matching(sought, len(block.rows)) & block.live
             yield Part(block, accepted, int(accepted.sum()))
 

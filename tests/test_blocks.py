@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reidserve.index import Entry
+from reidserve.index import Entry, Filter, Snapshot
 from reidserve.index.blocks import Growth, entry_bytes
 from reidserve.index.rows import Changes, Piece
 from tests.conftest import unit_rows
@@ -108,6 +110,23 @@ def test_a_gallery_that_was_emptied_holds_no_block_and_grows_again():
     assert growth.apply(changes([], range(1, 21))) == ()
     assert growth.sealed == ()
     assert held(growth.apply(changes([30, 31]))) == [30, 31]
+
+
+@pytest.mark.parametrize("together", [5, 8])
+def test_the_texts_of_what_went_are_forgotten_and_filters_find_what_is_there(monkeypatch, together):
+    monkeypatch.setattr("reidserve.index.blocks.STALE_ROWS", 32)
+    growth, most = Growth(4), 0
+    for first in range(1, 2000, together):
+        new = piece(range(first, first + together))
+        new = replace(new, entries=[replace(entry, pid=f"p{entry.id}") for entry in new.entries])
+        gone = np.arange(max(2, first - 40), max(2, first - 40 + together))  # but not the very first
+        blocks = growth.apply(Changes(first, False, [new], gone, []))
+        most = max(most, *(len(block.columns.codes) for block in blocks))
+        snapshot = Snapshot(first, 4, blocks)
+        wanted = ["e1", f"e{first}", f"e{max(1, first - 20)}"]
+        found = snapshot.matching(Filter(pids=frozenset(f"p{name}" for name in wanted)))
+        assert {entry.id for entry in found} == set(wanted)
+    assert 100 < most < 400
 
 
 def test_an_entry_takes_more_memory_than_its_embedding():
