@@ -18,12 +18,12 @@ from reidserve.errors import UsageError
 from reidserve.index import Entry, Record, build_gallery, open_writer, read_snapshot
 from reidserve.index.blocks import entry_bytes
 from reidserve.index.database import DATABASE, Origin
-from reidserve.index.store import create_store, open_store
+from reidserve.index.store import BUILDING, STATE, create_store, open_store
 from tests.conftest import BIN, draw_crop, run_command, start_server, stop_server, unit_rows, write_crops
 
 FIRST = "0001_c1s1_000000_00.png"
 COMMANDS = [
-    *("build", "add", "remove", "update", "rebuild", "info", "search", "verify", "compact"),
+    *("build", "add", "remove", "update", "rebuild", "info", "search", "tune", "verify", "compact"),
     *("export", "import", "snapshot", "restore"),
 ]
 
@@ -323,6 +323,14 @@ def test_a_filter_and_an_index_are_asked_for_by_name(shop: Path, model: Path):
     ]
     near = call(shop, "search", FIRST, "--entry", "--gallery", "shop.gallery", "--where", "pid == 0001")["hits"]
     assert [hit["entry_id"] for hit in near] == ["0001_c2s1_000000_00.png"]
+
+
+def test_info_says_that_a_gallery_may_be_half_built(shop: Path):
+    assert not call(shop, "info", "shop.gallery")["building"]
+    with open_writer(shop / "shop.gallery") as store:
+        store.write_note(STATE, BUILDING)
+    assert call(shop, "info", "shop.gallery")["building"]
+    assert "is under way or was cut off" in run_command("reid-index", "info", "shop.gallery", cwd=shop).stderr
 
 
 def test_a_writer_is_told_who_writes(shop: Path, model: Path):

@@ -1,5 +1,6 @@
 """reid-index info, verify, compact: what a gallery is, whether it is whole, and what it takes."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,9 +35,12 @@ def info(gallery: Path, *, kind: Index = "auto", json: Json = False) -> None:
     from reidserve.index import open_gallery
     from reidserve.index.blocks import entry_bytes
     from reidserve.index.database import gallery_bytes
+    from reidserve.index.store import BUILDING, STATE, open_store
 
     opened = open_gallery(gallery, kind=kind)
     snapshot = opened.snapshot
+    with closing(open_store(gallery)) as store:
+        building = store.note(STATE) == BUILDING
     pids, camids, attributes = _labels(snapshot)
     facts: dict[str, object] = {
         "gallery": path_to_text(gallery),
@@ -54,8 +58,10 @@ def info(gallery: Path, *, kind: Index = "auto", json: Json = False) -> None:
     disk, memory = gallery_bytes(gallery), len(snapshot) * entry_bytes(opened.origin.dim)
     opened.close()
     if json:
-        print_json({**facts, "disk_bytes": disk, "memory_bytes": memory})
+        print_json({**facts, "building": building, "disk_bytes": disk, "memory_bytes": memory})
     else:
+        if building:
+            warn_lines(["a build or import is under way or was cut off: run it again to make the gallery whole"])
         facts["attributes"] = ", ".join(attributes) or "none"
         print_facts({**facts, "on disk": write_bytes(disk), "in memory": f"{write_bytes(memory)} where it is served"})
 
