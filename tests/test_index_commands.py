@@ -232,6 +232,16 @@ def test_an_export_names_what_it_leaves_out(shop: Path):
     assert "entries     7\n" in result.stdout
 
 
+def test_a_search_says_that_a_damaged_entry_was_left_out(shop: Path, model: Path):
+    question = ("search", f"shop/{FIRST}", "--gallery", "shop.gallery", "--model", model)
+    assert call(shop, *question)["damaged"] == 0
+    damage(shop / "shop.gallery")
+    assert call(shop, *question)["damaged"] == 1
+    told = run_command("reid-index", *question, cwd=shop)
+    assert (told.returncode, told.stderr) == (0, "1 damaged left out: reid-index verify names them\n")
+    assert FIRST not in told.stdout
+
+
 def test_copies_are_whole_galleries_and_replace_nothing(shop: Path):
     with open_writer(shop / "shop.gallery") as store:
         copied = call(shop, "snapshot", "shop.gallery", "copy")
@@ -256,7 +266,7 @@ def test_verify_repairs_from_the_images(shop: Path, model: Path, other_model: Pa
     assert (found["clean"], found["entries"], found["damaged"][0]["id"]) == (False, 7, FIRST)
     told = run_command("reid-index", "verify", "shop.gallery", cwd=shop)
     assert f"entry {FIRST}: it fails its checksum\n" in told.stderr
-    assert "1 entries are damaged: --repair --model MODEL, reid-index remove, or build again" in told.stdout
+    assert "1 damaged: --repair --model MODEL, reid-index remove, or build again" in told.stdout
     wrong = call(shop, "verify", "shop.gallery", "--repair", "--model", other_model, code=1)
     assert wrong["error"]["reason"] == "GALLERY_MODEL_MISMATCH"
     assert call(shop, "verify", "shop.gallery", "--repair", code=1)["left"][0][0] == FIRST

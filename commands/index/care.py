@@ -86,12 +86,13 @@ def verify(
     device: Device = "cpu",
     json: Json = False,
 ) -> int:
-    """Read everything in a gallery and name what is wrong; the exit code is 1 while anything is.
+    """Read everything in a gallery and name what is wrong; the exit code is 1 while the database is damaged.
 
     Without --repair nothing is changed, and a server or a writer may go on meanwhile. --repair makes counters and
     search trees anew, and with --model embeds the images of damaged entries again: an entry is repaired where its image
-    is unchanged and the embedding is to the bit the one that was stored. What is left is listed: remove it with
-    reid-index remove, or write it anew with reid-index build or add.
+    is unchanged and the embedding is to the bit the one that was stored; where none is stored any more, the image will
+    do. What is left is listed: remove it with reid-index remove, or write it anew with reid-index build or add. A
+    damaged file in cache/ is named and no damage: the next process that opens the gallery makes it anew.
 
     Args:
         gallery: The gallery's folder.
@@ -138,7 +139,7 @@ def _tell(gallery: str, found: "Verification", done: "Repair") -> None:
     warn_lines([*found.faults, *damaged, *found.cache_faults])
     verdict = "clean"
     if found.damaged:
-        verdict = f"{len(found.damaged)} entries are damaged: --repair --model MODEL, reid-index remove, or build again"
+        verdict = f"{len(found.damaged)} damaged: --repair --model MODEL, reid-index remove, or build again"
     elif found.faults:
         verdict = "the database contradicts itself: --repair, or restore a snapshot"
     facts = {"gallery": gallery, "entries": found.entries, "generation": found.generation}
@@ -146,9 +147,10 @@ def _tell(gallery: str, found: "Verification", done: "Repair") -> None:
 
 
 def compact(gallery: Path, *, json: Json = False) -> None:
-    """Give the space of what was removed back to the disk; it needs as much free space as the gallery takes.
+    """Give the space of what was removed back to the disk.
 
-    Derived index files go too; the next process that opens the gallery makes them again.
+    Meanwhile the gallery is written twice more: into a temporary file (in SQLITE_TMPDIR, else /var/tmp) and into its
+    write-ahead log. Derived index files go too; the next process that opens the gallery makes them again.
 
     Args:
         gallery: The gallery's folder.

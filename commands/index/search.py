@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from reidserve.commands.console import Device, Index, Json, print_json
+from reidserve.commands.console import Device, Index, Json, print_json, warn_lines
 from reidserve.commands.hits import hit_facts, print_hits
 from reidserve.commands.where import Where, read_where
 
@@ -45,7 +45,9 @@ def search(
         ranking = snapshot.search(image, top_k=top_k, where=condition)
     (hits,) = snapshot.hits(ranking)
     facts = [hit_facts(hit) for hit in hits]
+    damaged = len(snapshot.damaged)
     if json:
-        print_json({"generation": snapshot.generation, "hits": facts})
+        print_json({"generation": snapshot.generation, "damaged": damaged, "hits": facts})
     else:
+        warn_lines([f"{damaged} damaged left out: reid-index verify names them"] if damaged else [])
         print_hits(facts)
