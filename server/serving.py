@@ -1,11 +1,14 @@
 """Serving: a server's life from a bound port through loading and answering to a drained stop."""
 
 import asyncio
+import concurrent.futures
 import logging
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -28,6 +31,8 @@ _NAMED_DAMAGES = 20
 _LAST_WORDS_SECONDS = 1.0  # for replies that are on their way when the last call is done
 
 _logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +92,12 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
     service, checks = SearchService(), health_aio.HealthServicer()
     server, address = await _start(settings.listen, service, checks)
     try:
-        loading = asyncio.create_task(asyncio.to_thread(_load, settings))
+        loading = _in_background(lambda: _load(settings))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        embedder, galleries = await loading
         if stop.is_set():
             return
+        embedder, galleries = await loading
         pipeline = Pipeline(embedder, galleries)
         refreshing = asyncio.create_task(_keep_fresh(pipeline))
         service.pipeline = pipeline
@@ -107,6 +112,22 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
         await pipeline.close()
     finally:
         await server.stop(0)
+
+
+def _in_background(work: Callable[[], _Result]) -> "asyncio.Future[_Result]":
+    """Work on a thread that nobody waits for when the process is to end: loading a large gallery takes minutes."""
+    done: concurrent.futures.Future[_Result] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001  # whoever waits gets it
+            done.set_exception(error)
+        else:
+            done.set_result(result)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return asyncio.wrap_future(done)
 
 
 async def _start(listen: str, service: SearchService, checks: health_aio.HealthServicer) -> tuple[grpc.aio.Server, str]:

@@ -307,11 +307,10 @@ def test_a_loading_server_says_so_and_serves_when_it_has_loaded(slow, model: Pat
         assert len(client.search_entry("0001_c1s1_000000_00.png").hits) == 10
 
 
-def test_sigterm_while_loading_ends_the_server_before_it_ever_served(slow, model: Path):
-    process, target, pipe = slow
+def test_sigterm_while_loading_ends_the_server_though_loading_never_would(slow):
+    process, target, _ = slow
     assert health(target) == health_pb2.HealthCheckResponse.NOT_SERVING
     process.send_signal(signal.SIGTERM)
-    pipe.write_bytes((model / "canaries.json").read_bytes())
     output, _ = process.communicate(timeout=30)
     assert (process.returncode, output) == (0, "")
 
