@@ -23,6 +23,7 @@ class KindReport:
 
     Attributes:
         kind: "flat" is exact, and what the others are compared with.
+        queries: entries that were searched for.
         recall1: share of queries whose best entry is the exact one.
         recall10: share of the exact 10 best that were found among the 10 best.
         recall: the same for the `top_k` best.
@@ -35,6 +36,7 @@ class KindReport:
     """
 
     kind: str
+    queries: int
     recall1: float
     recall10: float
     recall: float
@@ -84,6 +86,7 @@ def tune(
         reports.append(
             KindReport(
                 kind=kind,
+                queries=len(sample),
                 recall1=_recall(reference, ranking, 1),
                 recall10=_recall(reference, ranking, 10),
                 recall=_recall(reference, ranking, top_k),

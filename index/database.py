@@ -186,7 +186,10 @@ def copy_database(folder: Path, out: Path) -> None:
         GalleryError: the gallery cannot be read, or the copy not written; nothing is left at `out`.
     """
     try:
-        with new_folder(out) as partial, contextlib.closing(open_database(folder, write=False)) as connection:
+        path = find_database(folder)
+        _format(folder, path)
+        # Of whatever format: a copy of an old backup leaves the backup as it is.
+        with new_folder(out) as partial, contextlib.closing(_connect_to_read(path)) as connection:
             _vacuum_into(connection, partial / DATABASE)
     except (sqlite3.Error, OSError) as error:
         raise_if_interrupted(error)

@@ -93,6 +93,7 @@ class Gallery:
             EntryError: a vector is not of unit length and the gallery's dimensions, or an id comes twice.
             GalleryFullError: there is no room for them in the memory that was allowed.
             GalleryError: it was not opened for writing, or the disk failed; nothing was written.
+            GalleryBehindError: it was written, and this process cannot read it back yet.
         """
         with self._writing() as store:
             return store.upsert(records)
@@ -104,6 +105,7 @@ class Gallery:
             EntryNotFoundError: one of them is not there.
             EntryError: an id comes twice.
             GalleryError: it was not opened for writing, or the disk failed; nothing was written.
+            GalleryBehindError: it was written, and this process cannot read it back yet.
         """
         with self._writing() as store:
             return store.update(entries)
@@ -113,6 +115,7 @@ class Gallery:
 
         Raises:
             GalleryError: it was not opened for writing, or the disk failed; nothing was removed.
+            GalleryBehindError: they were removed, and this process cannot read that back yet.
         """
         if (ids is None) == (where is None):
             raise TypeError("delete takes ids or a filter")
@@ -134,7 +137,12 @@ class Gallery:
             yield self._store
             # What cannot be read now is read by the next refresh.
             seen, self._seen = self._seen, None
-            self._catch_up()
+            try:
+                self._catch_up()
+            except Exception as error:
+                raise GalleryBehindError(
+                    f"{path_to_text(self.folder)}: the write is on the disk, but it cannot be shown yet: {error}"
+                ) from error
             self._seen = seen
 
     def _catch_up(self) -> bool:

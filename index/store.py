@@ -202,7 +202,11 @@ class Store:
             GalleryError: the file was deleted or replaced; this connection reads what is left of the old one.
         """
         path = self.folder / DATABASE
-        if not path.exists() or path.stat().st_ino != self._file:
+        try:
+            there = path.stat().st_ino == self._file
+        except OSError:
+            there = False
+        if not there:
             raise GalleryError(f"{path_to_text(path)} is not the file that was opened any more: start again to read it")
         with self._reported():
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()

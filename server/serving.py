@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -94,7 +94,8 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
     try:
         loading = _in_background(lambda: _load(settings))
         stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        first: set[asyncio.Future[Any]] = {loading, stopping}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
             return
         embedder, galleries = await loading

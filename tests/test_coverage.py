@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reidserve.errors import GalleryBehindError
 from reidserve.index import Gallery, open_gallery, open_writer
 from reidserve.index.cache import CachedCodes, load_codes
 from reidserve.index.faiss_cpu import VERSION, Frame, RaBitQ, encode
@@ -142,7 +143,7 @@ def test_codes_that_memory_failed_for_are_made_by_the_next_write_and_saved(tmp_p
 
         monkeypatch.setattr("reidserve.index.faiss_cpu.encode", encode_or_fail)
         plain.upsert(records[:100])
-        with pytest.raises(MemoryError):
+        with pytest.raises(GalleryBehindError):
             writer.upsert(records[:100])
         assert_answers(writer, plain)
         plain.upsert(records)

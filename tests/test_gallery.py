@@ -255,7 +255,7 @@ def test_a_write_that_could_not_be_shown_is_shown_by_the_next_refresh(store: Sto
     with contextlib.closing(open_gallery(store.folder, write=True)) as writer:
         with monkeypatch.context() as patched:
             patched.setattr(Growth, "apply", lambda self, changes: (_ for _ in ()).throw(MemoryError))
-            with pytest.raises(MemoryError):
+            with pytest.raises(GalleryBehindError, match="the write is on the disk"):
                 writer.upsert([record("new", 9)])
         assert writer.snapshot.find("new") is None
         assert writer.refresh()

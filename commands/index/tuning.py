@@ -61,7 +61,6 @@ def tune(
             {
                 "gallery": path_to_text(gallery),
                 "entries": len(snapshots["flat"]),
-                "queries": queries,
                 "top_k": top_k,
                 "seed": seed,
                 "kinds": [{**asdict(report), "covered": covered[report.kind]} for report in reports],
