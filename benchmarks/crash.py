@@ -34,8 +34,8 @@ import numpy as np
 
 from reidserve.embed import Embedding
 from reidserve.index import Entry, Filter, Gallery, Origin, Record, Snapshot, open_gallery, open_writer
-from reidserve.index.rows import Damage
-from reidserve.index.store import create_store, open_store
+from reidserve.index.storage.rows import Damage
+from reidserve.index.storage.store import create_store, open_store
 
 DIM = 64
 IDS = 400

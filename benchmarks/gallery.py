@@ -43,8 +43,8 @@ from reidserve.index import (
     open_writer,
     parse_filter,
 )
-from reidserve.index.ranking import rank_plainly
-from reidserve.index.store import create_store
+from reidserve.index.search.ranking import rank_plainly
+from reidserve.index.storage.store import create_store
 
 TOP_K = 10
 BATCH = 512

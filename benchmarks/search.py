@@ -29,7 +29,7 @@ from reidserve.datasets.synth import SynthSpec, write_dataset
 from reidserve.embed import Embedder, Preprocessing, open_embedder
 from reidserve.export.convert import Feeding, adopt
 from reidserve.index import Entry, Origin, Record, Snapshot, read_snapshot
-from reidserve.index.store import create_store
+from reidserve.index.storage.store import create_store
 
 DIM = 2048
 TOP_K = 10

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from reidserve.datasets import JUNK
 from reidserve.embed import Embeddings
 from reidserve.evaluate.labelled import Labelled
-from reidserve.index.ranking import SETTLED_WITHIN, settled_scores
+from reidserve.index.search.ranking import SETTLED_WITHIN, settled_scores
 
 _UNKNOWN = -1
 _PRODUCT_BYTES = 64 * 2**20

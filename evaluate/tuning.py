@@ -11,7 +11,7 @@ import numpy as np
 from reidserve.datasets import JUNK
 from reidserve.errors import EvaluationError
 from reidserve.index import Entry, Ranking, Snapshot
-from reidserve.index.ranking import Rows
+from reidserve.index.search.ranking import Rows
 
 _TIMED = 50
 _BATCH = 64

@@ -13,12 +13,12 @@ import numpy as np
 from reidserve.datasets import Crop, path_to_text
 from reidserve.embed import Embedder, Embedding, Image, map_ahead, read_image
 from reidserve.errors import DatasetError, ImageError, OutputExistsError, ReidError
-from reidserve.index.database import DATABASE_FILES, Origin, holds_gallery
 from reidserve.index.entry import Entry
 from reidserve.index.gallery import check_origin, check_whole, most_entries, open_writer
-from reidserve.index.lock import LOCK, writer_lock
-from reidserve.index.rows import Record
-from reidserve.index.store import BUILDING, BUILT, ROOT, STATE, Store, create_store, open_store
+from reidserve.index.storage.database import DATABASE_FILES, Origin, holds_gallery
+from reidserve.index.storage.lock import LOCK, writer_lock
+from reidserve.index.storage.rows import Record
+from reidserve.index.storage.store import BUILDING, BUILT, ROOT, STATE, Store, create_store, open_store
 
 COMMIT_ROWS = 256
 

@@ -22,14 +22,14 @@ from reidserve.datasets import Attribute, path_to_text, read_timestamp
 from reidserve.embed import UNIT_TOLERANCE, Embedding, Embeddings
 from reidserve.errors import DatasetError, EntryError, GalleryError, GalleryFullError, GalleryModelError
 from reidserve.index.build import Progress, check_own, no_progress
-from reidserve.index.database import Origin, holds_gallery
 from reidserve.index.entry import Entry
 from reidserve.index.filters import Filter
-from reidserve.index.folders import new_folder
 from reidserve.index.gallery import check_origin, check_whole, most_entries
-from reidserve.index.lock import writer_lock
-from reidserve.index.rows import Damage, Record, Stored
-from reidserve.index.store import BUILDING, BUILT, STATE, Store, create_store, open_store
+from reidserve.index.storage.database import Origin, holds_gallery
+from reidserve.index.storage.folders import new_folder
+from reidserve.index.storage.lock import writer_lock
+from reidserve.index.storage.rows import Damage, Record, Stored
+from reidserve.index.storage.store import BUILDING, BUILT, STATE, Store, create_store, open_store
 
 EMBEDDINGS_FILE, ENTRIES_FILE = "embeddings.safetensors", "entries.jsonl"
 IMPORT_ROWS = 512

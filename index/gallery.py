@@ -9,15 +9,15 @@ from pathlib import Path
 
 from reidserve.datasets import path_to_text
 from reidserve.errors import GalleryBehindError, GalleryError, GalleryFullError, GalleryModelError
-from reidserve.index.blocks import BLOCK_ROWS, Growth, entry_bytes
-from reidserve.index.coverage import Coverage, IndexDevice, IndexKind
-from reidserve.index.database import Origin, find_database
 from reidserve.index.entry import Entry
 from reidserve.index.filters import Filter
-from reidserve.index.lock import writer_lock
-from reidserve.index.rows import Damage, Record, Written
-from reidserve.index.snapshot import Snapshot
-from reidserve.index.store import REBUILDING, STATE, Store, open_store
+from reidserve.index.search.blocks import BLOCK_ROWS, Growth, entry_bytes
+from reidserve.index.search.coverage import Coverage, IndexDevice, IndexKind
+from reidserve.index.search.snapshot import Snapshot
+from reidserve.index.storage.database import Origin, find_database
+from reidserve.index.storage.lock import writer_lock
+from reidserve.index.storage.rows import Damage, Record, Written
+from reidserve.index.storage.store import REBUILDING, STATE, Store, open_store
 
 _POLL_SECONDS = 0.005
 

@@ -17,9 +17,9 @@ from reidserve.index.build import (
     write_all,
 )
 from reidserve.index.gallery import check_whole
-from reidserve.index.lock import writer_lock
-from reidserve.index.rows import Damage
-from reidserve.index.store import BUILT, REBUILDING, REBUILT, ROOT, STATE, Store, open_store
+from reidserve.index.storage.lock import writer_lock
+from reidserve.index.storage.rows import Damage
+from reidserve.index.storage.store import BUILT, REBUILDING, REBUILT, ROOT, STATE, Store, open_store
 
 
 def rebuild_gallery(folder: Path, out: Path, embedder: Embedder, *, progress: Progress = no_progress) -> BuildReport:

@@ -11,10 +11,10 @@ from reidserve.datasets import path_to_text, text_to_path
 from reidserve.embed import UNIT_TOLERANCE, Embedder, read_image
 from reidserve.errors import GalleryError, ImageError
 from reidserve.index.build import Progress, no_progress
-from reidserve.index.cache import cache_faults, remove_cache
 from reidserve.index.gallery import open_writer
-from reidserve.index.rows import Damage, Stored
-from reidserve.index.store import Store, open_store
+from reidserve.index.storage.cache import cache_faults, remove_cache
+from reidserve.index.storage.rows import Damage, Stored
+from reidserve.index.storage.store import Store, open_store
 
 _STEP_ROWS = 512
 

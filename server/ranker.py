@@ -8,7 +8,7 @@ import numpy as np
 
 from reidserve.embed import Embedding
 from reidserve.index import Filter, Hit, Snapshot
-from reidserve.index.ranking import NO_ROW
+from reidserve.index.search.ranking import NO_ROW
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,7 +20,7 @@ from reidserve.embed import Embedder, Preprocessing, open_embedder
 from reidserve.errors import GalleryError
 from reidserve.export.convert import Feeding, adopt
 from reidserve.index import build_gallery
-from reidserve.index.store import open_store
+from reidserve.index.storage.store import open_store
 
 BIN = Path(sys.executable).parent
 HEIGHT, WIDTH, DIM = 64, 32, 24

@@ -7,8 +7,8 @@ import numpy as np
 
 from reidserve.index.entry import Entry
 from reidserve.index.filters import Filter
-from reidserve.index.ranking import Ranking, rank_plainly
-from reidserve.index.rows import Record
+from reidserve.index.search.ranking import Ranking, rank_plainly
+from reidserve.index.storage.rows import Record
 
 
 @dataclass

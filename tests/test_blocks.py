@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reidserve.index import Entry, Filter, Snapshot
-from reidserve.index.blocks import Growth, entry_bytes
-from reidserve.index.rows import Changes, Piece
+from reidserve.index.search.blocks import Growth, entry_bytes
+from reidserve.index.storage.rows import Changes, Piece
 from tests.conftest import unit_rows
 
 ROWS = 8
@@ -16,7 +16,7 @@ ROWS = 8
 @pytest.fixture(autouse=True, scope="module")
 def _small_blocks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reidserve.index.blocks.BLOCK_ROWS", ROWS)
+        patch.setattr("reidserve.index.search.blocks.BLOCK_ROWS", ROWS)
         yield
 
 
@@ -114,7 +114,7 @@ def test_a_gallery_that_was_emptied_holds_no_block_and_grows_again():
 
 @pytest.mark.parametrize("together", [5, 8])
 def test_the_texts_of_what_went_are_forgotten_and_filters_find_what_is_there(monkeypatch, together):
-    monkeypatch.setattr("reidserve.index.blocks.STALE_ROWS", 32)
+    monkeypatch.setattr("reidserve.index.search.blocks.STALE_ROWS", 32)
     growth, most = Growth(4), 0
     for first in range(1, 2000, together):
         new = piece(range(first, first + together))

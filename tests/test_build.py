@@ -21,8 +21,8 @@ from reidserve.errors import (
     OutputExistsError,
 )
 from reidserve.index import Entry, Item, Snapshot, add_images, build_gallery, read_snapshot
-from reidserve.index.blocks import entry_bytes
-from reidserve.index.lock import writer_lock
+from reidserve.index.search.blocks import entry_bytes
+from reidserve.index.storage.lock import writer_lock
 from tests.conftest import BIN, draw_crop, run_command, wait_for_entries, write_crops
 
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from reidserve.index.cache import CachedCodes, load_codes, save_codes
+from reidserve.index.storage.cache import CachedCodes, load_codes, save_codes
 
 WANTED = {"kind": "rabitq", "version": "faiss 1.15.1", "dim": 16, "code_size": 10}
 

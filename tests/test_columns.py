@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reidserve.datasets import Attribute
-from reidserve.index.columns import MAX_COLUMNS, MISSING, UNKNOWN, Codes, Columns, Sought
 from reidserve.index.entry import MAX_TIMESTAMP, Entry
 from reidserve.index.filters import Condition, Filter
+from reidserve.index.search.columns import MAX_COLUMNS, MISSING, UNKNOWN, Codes, Columns, Sought
 
 # Few of each, so that filters find some of them; more than a handful, so that sets get large.
 words = st.sampled_from(["", "0", "1", "c1", "c2", "red", "blue", "true", "é", "\U0001f697", "\x00", "a" * 50])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from reidserve.index import Entry, open_gallery
-from reidserve.index.ranking import Ranking, rank_plainly
-from reidserve.index.store import create_store
+from reidserve.index.search.ranking import Ranking, rank_plainly
+from reidserve.index.storage.store import create_store
 from tests.conftest import unit_rows
 from tests.plain import Plain, assert_equal
 from tests.test_gallery import FILTERS, content_of, facts_of
@@ -149,8 +149,8 @@ class Crowd:
 @pytest.fixture
 def crowd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # Small blocks, so that many are sealed and packed.
-    monkeypatch.setattr("reidserve.index.blocks.BLOCK_ROWS", 32)
-    monkeypatch.setattr("reidserve.index.rows.PIECE_ROWS", 32)
+    monkeypatch.setattr("reidserve.index.search.blocks.BLOCK_ROWS", 32)
+    monkeypatch.setattr("reidserve.index.storage.rows.PIECE_ROWS", 32)
     return Crowd(tmp_path / "g")
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from reidserve.errors import GalleryBehindError
 from reidserve.index import Gallery, open_gallery, open_writer
-from reidserve.index.cache import CachedCodes, load_codes
-from reidserve.index.faiss_cpu import VERSION, Frame, RaBitQ, encode
-from reidserve.index.store import create_store
+from reidserve.index.search.faiss_cpu import VERSION, Frame, RaBitQ, encode
+from reidserve.index.storage.cache import CachedCodes, load_codes
+from reidserve.index.storage.store import create_store
 from tests.conftest import unit_rows
 from tests.plain import Plain, assert_equal
 from tests.test_gallery import FILTERS, content_of
@@ -23,15 +23,15 @@ QUERIES = unit_rows(np.random.default_rng(1), 9, 8)
 def small(monkeypatch: pytest.MonkeyPatch):
     """Small blocks and shards, and a proposer that is asked for so many that rabitq misses none."""
     for name, value in {
-        "blocks.BLOCK_ROWS": 32,
-        "rows.PIECE_ROWS": 32,
-        "faiss_cpu.SHARD_ROWS": 64,
-        "coverage.AUTO_BYTES": 100 * 4 * 8,
-        "nominated.CANDIDATES": 300,
-        "nominated.CANDIDATES_DIM": 8,
-        "nominated.MOST_CANDIDATES": 1.0,
-        "nominated.NARROW": 0.02,
-        "nominated._SPARE": 1,
+        "search.blocks.BLOCK_ROWS": 32,
+        "storage.rows.PIECE_ROWS": 32,
+        "search.faiss_cpu.SHARD_ROWS": 64,
+        "search.coverage.AUTO_BYTES": 100 * 4 * 8,
+        "search.nominated.CANDIDATES": 300,
+        "search.nominated.CANDIDATES_DIM": 8,
+        "search.nominated.MOST_CANDIDATES": 1.0,
+        "search.nominated.NARROW": 0.02,
+        "search.nominated._SPARE": 1,
     }.items():
         monkeypatch.setattr(f"reidserve.index.{name}", value)
 
@@ -141,7 +141,7 @@ def test_codes_that_memory_failed_for_are_made_by_the_next_write_and_saved(tmp_p
                 raise MemoryError
             return encode(frame, vectors)
 
-        monkeypatch.setattr("reidserve.index.faiss_cpu.encode", encode_or_fail)
+        monkeypatch.setattr("reidserve.index.search.faiss_cpu.encode", encode_or_fail)
         plain.upsert(records[:100])
         with pytest.raises(GalleryBehindError):
             writer.upsert(records[:100])

@@ -18,7 +18,7 @@ import pytest
 
 from reidserve.errors import GalleryError, GalleryLockedError, OutputExistsError
 from reidserve.index import Entry, open_gallery, read_snapshot
-from reidserve.index.database import (
+from reidserve.index.storage.database import (
     APPLICATION_ID,
     DATABASE,
     DATABASE_FILES,
@@ -27,9 +27,9 @@ from reidserve.index.database import (
     create_database,
     holds_gallery,
 )
-from reidserve.index.lock import LOCK, remote_file_system, writer_lock
-from reidserve.index.rows import Record
-from reidserve.index.store import create_store, open_store
+from reidserve.index.storage.lock import LOCK, remote_file_system, writer_lock
+from reidserve.index.storage.rows import Record
+from reidserve.index.storage.store import create_store, open_store
 from tests.conftest import unit_rows
 from tests.test_store import ORIGIN, entries_of, got, record
 
@@ -124,14 +124,14 @@ def test_a_migration_that_was_cut_off_is_done_again(tmp_path: Path, monkeypatch,
 
     with monkeypatch.context() as patched:
         if moment == "copy":
-            patched.setattr("reidserve.index.database.sync", cut_off)
+            patched.setattr("reidserve.index.storage.database.sync", cut_off)
         elif moment == "rename":
             patched.setattr(Path, "rename", cut_off)
         else:
             broken = (
                 "BEGIN IMMEDIATE; ALTER TABLE entry ADD COLUMN attributes TEXT NOT NULL DEFAULT '{}'; SELECT nothing;"
             )
-            patched.setattr("reidserve.index.database._MIGRATIONS", {1: broken})
+            patched.setattr("reidserve.index.storage.database._MIGRATIONS", {1: broken})
         with pytest.raises((KeyboardInterrupt, GalleryError)):
             open_store(tmp_path / "g")
     assert_is_format_1(tmp_path / "g" / DATABASE)
@@ -368,8 +368,8 @@ def test_a_reader_who_may_not_write_follows_a_writer_who_does(shown: Path):
 def test_a_network_disk_is_not_written_and_not_trusted_with_a_log(tmp_path: Path, monkeypatch):
     store = create_store(tmp_path / "g", ORIGIN)
     store.upsert([record("a", 1)])
-    monkeypatch.setattr("reidserve.index.lock.remote_file_system", lambda folder: "nfs4")
-    monkeypatch.setattr("reidserve.index.database.remote_file_system", lambda folder: "nfs4")
+    monkeypatch.setattr("reidserve.index.storage.lock.remote_file_system", lambda folder: "nfs4")
+    monkeypatch.setattr("reidserve.index.storage.database.remote_file_system", lambda folder: "nfs4")
     with pytest.raises(GalleryError, match=r"lies on a network file system \(nfs4\).*on a local disk"):
         open_gallery(tmp_path / "g", write=True)
     with pytest.raises(GalleryError, match="has changes in its write-ahead log"):
@@ -537,7 +537,7 @@ def test_a_copy_goes_nowhere_where_something_is_and_leaves_nothing_where_it_fail
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("reidserve.index.database.sync", full)
+    monkeypatch.setattr("reidserve.index.storage.database.sync", full)
     with pytest.raises(GalleryError, match="cannot be copied to .*No space left"):
         copy_database(tmp_path / "g", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "link", "there"]
@@ -545,8 +545,9 @@ def test_a_copy_goes_nowhere_where_something_is_and_leaves_nothing_where_it_fail
 
 def test_two_processes_that_make_one_gallery_make_one(tmp_path: Path):
     make = (
-        "import sys, pathlib; from reidserve.index.store import create_store, open_store\n"
-        "from reidserve.index.database import holds_gallery, Origin; from reidserve.index.lock import writer_lock\n"
+        "import sys, pathlib; from reidserve.index.storage.store import create_store, open_store\n"
+        "from reidserve.index.storage.database import holds_gallery, Origin\n"
+        "from reidserve.index.storage.lock import writer_lock\n"
         "from reidserve.errors import GalleryLockedError\n"
         "folder = pathlib.Path(sys.argv[1]); sys.stdin.read()\n"
         "try:\n"

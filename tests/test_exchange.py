@@ -19,11 +19,11 @@ from reidserve.errors import (
     OutputExistsError,
 )
 from reidserve.index import Entry, Record, open_gallery, open_writer, parse_filter, read_snapshot
-from reidserve.index.blocks import entry_bytes
-from reidserve.index.database import Origin
 from reidserve.index.exchange import EMBEDDINGS_FILE, ENTRIES_FILE, IMPORT_ROWS, export_gallery, import_gallery
-from reidserve.index.rows import Stored
-from reidserve.index.store import create_store, open_store
+from reidserve.index.search.blocks import entry_bytes
+from reidserve.index.storage.database import Origin
+from reidserve.index.storage.rows import Stored
+from reidserve.index.storage.store import create_store, open_store
 from tests.conftest import BIN, run_command, unit_rows
 
 ORIGIN = Origin("f" * 64, "fp32/onnxruntime-cpu", 8)

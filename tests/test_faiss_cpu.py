@@ -7,8 +7,8 @@ import faiss
 import numpy as np
 import pytest
 
-from reidserve.index import faiss_cpu
-from reidserve.index.faiss_cpu import FlatFp16, Frame, RaBitQ, encode, fit_frame, half_window, rotate
+from reidserve.index.search import faiss_cpu
+from reidserve.index.search.faiss_cpu import FlatFp16, Frame, RaBitQ, encode, fit_frame, half_window, rotate
 from tests.conftest import unit_rows
 
 

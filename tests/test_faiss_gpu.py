@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from reidserve.errors import DeviceError
-from reidserve.index import faiss_gpu
-from reidserve.index.faiss_gpu import GpuFlatFp16, check_gpu, gpu_flat_fp16
+from reidserve.index.search import faiss_gpu
+from reidserve.index.search.faiss_gpu import GpuFlatFp16, check_gpu, gpu_flat_fp16
 from tests.conftest import unit_rows
 
 DIM = 32

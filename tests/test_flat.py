@@ -3,11 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reidserve.index import Entry, flat
-from reidserve.index.blocks import Block
-from reidserve.index.columns import Codes, Columns
-from reidserve.index.flat import Part
-from reidserve.index.ranking import rank_plainly
+from reidserve.index import Entry
+from reidserve.index.search import flat
+from reidserve.index.search.blocks import Block
+from reidserve.index.search.columns import Codes, Columns
+from reidserve.index.search.flat import Part
+from reidserve.index.search.ranking import rank_plainly
 from tests.conftest import unit_rows
 from tests.plain import assert_equal
 
@@ -96,12 +97,12 @@ def test_a_ranking_does_not_depend_on_the_batch_of_queries(monkeypatch):
         np.testing.assert_array_equal(alone.scores[0], together.scores[place])
     # Nor on how many products fit the memory at once, nor on how many queries go together.
     for budget in (1, 4 * 1024 * 40, 4 * 3000 * 40):
-        monkeypatch.setattr("reidserve.index.flat._PANEL_BYTES", budget)
+        monkeypatch.setattr("reidserve.index.search.flat._PANEL_BYTES", budget)
         for most in (1, 7, 40):
-            monkeypatch.setattr("reidserve.index.flat._MOST_QUERIES", most)
+            monkeypatch.setattr("reidserve.index.search.flat._MOST_QUERIES", most)
             assert_equal(flat.rank(queries, parts, top_k=25, left_out=np.full(40, -1)), together)
     for strides in (1, 5):
-        monkeypatch.setattr("reidserve.index.flat._MOST_STRIDES", strides)
+        monkeypatch.setattr("reidserve.index.search.flat._MOST_STRIDES", strides)
         assert_equal(flat.rank(queries, parts, top_k=25), together)
 
 

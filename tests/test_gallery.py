@@ -25,9 +25,9 @@ from reidserve.errors import (
     GalleryModelError,
 )
 from reidserve.index import Condition, Entry, Filter, Gallery, Snapshot, open_gallery, open_writer, read_snapshot
-from reidserve.index.blocks import BLOCK_ROWS, Growth, entry_bytes
-from reidserve.index.rows import Record
-from reidserve.index.store import REBUILDING, STATE, Store, create_store
+from reidserve.index.search.blocks import BLOCK_ROWS, Growth, entry_bytes
+from reidserve.index.storage.rows import Record
+from reidserve.index.storage.store import REBUILDING, STATE, Store, create_store
 from tests.conftest import unit_rows
 from tests.plain import Plain, assert_equal, assert_holds
 from tests.test_store import ORIGIN, damage, entries_of, record
@@ -50,8 +50,8 @@ def gallery(store: Store):
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("reidserve.index.blocks.BLOCK_ROWS", 8)
-    monkeypatch.setattr("reidserve.index.rows.PIECE_ROWS", 8)
+    monkeypatch.setattr("reidserve.index.search.blocks.BLOCK_ROWS", 8)
+    monkeypatch.setattr("reidserve.index.storage.rows.PIECE_ROWS", 8)
 
 
 def names(hits):
@@ -280,7 +280,7 @@ KILLED = """
 import base64, json, os, pickle, signal, sys, time
 from pathlib import Path
 from reidserve.index import open_gallery
-from reidserve.index.store import Store
+from reidserve.index.storage.store import Store
 
 def write(folder, kind, given, dies_at, told):
     count = [0]
@@ -400,8 +400,8 @@ class GalleryAgainstDict(RuleBasedStateMachine):
     def make(self) -> None:
         self.undo = contextlib.ExitStack()
         patch = self.undo.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr("reidserve.index.blocks.BLOCK_ROWS", 8)
-        patch.setattr("reidserve.index.rows.PIECE_ROWS", 8)
+        patch.setattr("reidserve.index.search.blocks.BLOCK_ROWS", 8)
+        patch.setattr("reidserve.index.storage.rows.PIECE_ROWS", 8)
         self.folder = Path(self.undo.enter_context(tempfile.TemporaryDirectory())) / "g"
         create_store(self.folder, ORIGIN).close()
         self.open_writer()

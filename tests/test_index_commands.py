@@ -16,9 +16,9 @@ from reidserve.datasets import read_crops
 from reidserve.embed import Embedder
 from reidserve.errors import UsageError
 from reidserve.index import Entry, Record, build_gallery, open_writer, read_snapshot
-from reidserve.index.blocks import entry_bytes
-from reidserve.index.database import DATABASE, Origin
-from reidserve.index.store import BUILDING, STATE, create_store, open_store
+from reidserve.index.search.blocks import entry_bytes
+from reidserve.index.storage.database import DATABASE, Origin
+from reidserve.index.storage.store import BUILDING, STATE, create_store, open_store
 from tests.conftest import BIN, draw_crop, run_command, start_server, stop_server, unit_rows, write_crops
 
 FIRST = "0001_c1s1_000000_00.png"

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from reidserve.errors import OutputExistsError
-from reidserve.index.folders import make_folder, new_folder
+from reidserve.index.storage.folders import make_folder, new_folder
 
 
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path):
@@ -30,7 +30,7 @@ def test_two_processes_of_one_number_do_not_remove_each_others_folder(tmp_path: 
 
 def test_every_folder_that_is_made_is_on_the_disk(tmp_path: Path, monkeypatch):
     synced: list[Path] = []
-    monkeypatch.setattr("reidserve.index.folders.sync", synced.append)
+    monkeypatch.setattr("reidserve.index.storage.folders.sync", synced.append)
     make_folder(tmp_path / "a" / "b" / "c")
     assert sorted(synced) == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
     synced.clear()

@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reidserve.index import Entry, Filter, Snapshot, nominated
-from reidserve.index.blocks import Growth
-from reidserve.index.flat import Part
-from reidserve.index.nominated import cover
-from reidserve.index.ranking import rank_plainly
-from reidserve.index.rows import Changes, Piece
+from reidserve.index import Entry, Filter, Snapshot
+from reidserve.index.search import nominated
+from reidserve.index.search.blocks import Growth
+from reidserve.index.search.flat import Part
+from reidserve.index.search.nominated import cover
+from reidserve.index.search.ranking import rank_plainly
+from reidserve.index.storage.rows import Changes, Piece
 from tests.conftest import unit_rows
 from tests.plain import assert_equal
 from tests.test_flat import parts_of
@@ -158,7 +159,7 @@ def test_a_ranking_does_not_depend_on_the_batch():
 
 @pytest.mark.parametrize("rounded", [False, True])
 def test_a_snapshot_asks_the_nominator_for_the_first_blocks_and_multiplies_the_rest(monkeypatch, rounded):
-    monkeypatch.setattr("reidserve.index.blocks.BLOCK_ROWS", 64)
+    monkeypatch.setattr("reidserve.index.search.blocks.BLOCK_ROWS", 64)
     rng = np.random.default_rng(4)
     growth, vectors, live = Growth(16), {}, {}
     proposer = None

@@ -10,7 +10,7 @@ from reidserve.embed.contract import MODEL_FILE
 from reidserve.embed.onnx_session import OnnxSession
 from reidserve.errors import GalleryNotFoundError, OverloadedError, QueryError
 from reidserve.index import Condition, Entry, Filter, Origin, Record, open_gallery, read_snapshot
-from reidserve.index.store import create_store
+from reidserve.index.storage.store import create_store
 from reidserve.server.pipeline import MAX_IN_FLIGHT, Pipeline
 from reidserve.server.ranker import Query, rank_together
 from tests.conftest import unit_rows

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reidserve.index.ranking import (
+from reidserve.index.search.ranking import (
     SETTLED_WITHIN,
     empty_ranking,
     merged,

@@ -22,7 +22,7 @@ from reidserve.index import (
     read_snapshot,
     rebuild_gallery,
 )
-from reidserve.index.store import STATE, create_store, open_store
+from reidserve.index.storage.store import STATE, create_store, open_store
 from tests.conftest import BIN, draw_crop, run_command, wait_for_entries, write_crops
 
 

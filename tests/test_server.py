@@ -21,7 +21,7 @@ from reidserve.datasets import read_crops
 from reidserve.embed import Embedder, open_embedder
 from reidserve.errors import EntryNotFoundError, OverloadedError, QueryError, ReidError, RequestError
 from reidserve.index import Origin, build_gallery, read_snapshot
-from reidserve.index.store import create_store
+from reidserve.index.storage.store import create_store
 from reidserve.proto.reid.v1 import reid_pb2
 from reidserve.server.service import SERVICE
 from tests.conftest import BIN, Server, run_command, start_server, stop_server, write_crops

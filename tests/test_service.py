@@ -16,7 +16,7 @@ from reidserve.client import Filter as Asked
 from reidserve.client.filters import filter_message
 from reidserve.errors import RequestError
 from reidserve.index import Entry, Filter, Origin, Record, Snapshot, open_gallery, read_snapshot
-from reidserve.index.store import create_store
+from reidserve.index.storage.store import create_store
 from reidserve.proto.reid.v1 import reid_pb2
 from reidserve.server.messages import read_filter
 from reidserve.server.pipeline import Pipeline

@@ -7,7 +7,7 @@ import pytest
 from reidserve.errors import EntryNotFoundError, QueryError
 from reidserve.index import MAX_TOP_K, Entry, Filter, Snapshot
 from reidserve.index.gallery import open_gallery
-from reidserve.index.store import create_store
+from reidserve.index.storage.store import create_store
 from tests.test_store import ORIGIN, record
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from reidserve.errors import EntryError, EntryNotFoundError, GalleryError, GalleryFullError, GalleryLockedError
-from reidserve.index.database import DATABASE, Origin
 from reidserve.index.entry import MAX_TEXT, Entry
-from reidserve.index.lock import writer_lock
-from reidserve.index.rows import Damage, Record, Stored, Written
-from reidserve.index.store import Store, create_store, open_store
+from reidserve.index.storage.database import DATABASE, Origin
+from reidserve.index.storage.lock import writer_lock
+from reidserve.index.storage.rows import Damage, Record, Stored, Written
+from reidserve.index.storage.store import Store, create_store, open_store
 from tests.conftest import unit_rows
 
 ORIGIN = Origin("f" * 64, "fp32/onnxruntime-cpu", 8)
@@ -397,7 +397,7 @@ def test_a_scan_that_is_given_up_leaves_the_store_usable(store: Store):
 
 def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path):
     hold = (
-        "import sys, pathlib; from reidserve.index.lock import writer_lock\n"
+        "import sys, pathlib; from reidserve.index.storage.lock import writer_lock\n"
         "with writer_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reidserve.index import Entry, Origin, Record
-from reidserve.index.store import create_store
+from reidserve.index.storage.store import create_store
 from tests.conftest import run_command, unit_rows
 
 DIM, IDENTITIES, FRAMES = 64, 2500, 4

@@ -9,9 +9,9 @@ from reidserve.embed import Embeddings
 from reidserve.errors import EvaluationError
 from reidserve.evaluate import Labelled, evaluate, tune
 from reidserve.index import Entry, Origin, Record, Snapshot, read_snapshot
-from reidserve.index.nominated import cover
-from reidserve.index.ranking import Rows
-from reidserve.index.store import create_store
+from reidserve.index.search.nominated import cover
+from reidserve.index.search.ranking import Rows
+from reidserve.index.storage.store import create_store
 from tests.conftest import unit_rows
 
 DIM, PIDS, CAMIDS, FRAMES = 32, 12, 3, 2
@@ -78,8 +78,8 @@ def test_exact_search_to_the_last_entry_scores_what_the_harness_scores(snapshot:
 
 
 def test_an_index_that_misses_entries_shows_what_that_costs(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("reidserve.index.nominated._candidates", lambda dim, top_k: 4)
-    monkeypatch.setattr("reidserve.index.nominated.MOST_CANDIDATES", 1)
+    monkeypatch.setattr("reidserve.index.search.nominated._candidates", lambda dim, top_k: 4)
+    monkeypatch.setattr("reidserve.index.search.nominated.MOST_CANDIDATES", 1)
     vectors = np.concatenate([block.vectors for block in snapshot.blocks])
     forgetful = replace(snapshot, covered=cover(Forgetful(snapshot.rows(), vectors), snapshot.blocks))
     exact, lossy = tune({"forgetful": forgetful, "flat": snapshot}, top_k=4)

@@ -10,10 +10,10 @@ from reidserve.datasets import read_crops
 from reidserve.embed import Embedder, open_embedder
 from reidserve.errors import GalleryError, GalleryLockedError, GalleryModelError
 from reidserve.index import build_gallery, open_gallery, open_writer, read_snapshot
-from reidserve.index.cache import CachedCodes, save_codes
-from reidserve.index.database import DATABASE
-from reidserve.index.rows import Damage
-from reidserve.index.store import Store, open_store
+from reidserve.index.storage.cache import CachedCodes, save_codes
+from reidserve.index.storage.database import DATABASE
+from reidserve.index.storage.rows import Damage
+from reidserve.index.storage.store import Store, open_store
 from reidserve.index.verify import repair_gallery, verify_gallery
 from tests.conftest import draw_crop, write_crops
 

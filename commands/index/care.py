@@ -33,9 +33,9 @@ def info(gallery: Path, *, kind: Index = "auto", json: Json = False) -> None:
     """
     from reidserve.datasets import path_to_text
     from reidserve.index import open_gallery
-    from reidserve.index.blocks import entry_bytes
-    from reidserve.index.database import gallery_bytes
-    from reidserve.index.store import BUILDING, STATE, open_store
+    from reidserve.index.search.blocks import entry_bytes
+    from reidserve.index.storage.database import gallery_bytes
+    from reidserve.index.storage.store import BUILDING, STATE, open_store
 
     opened = open_gallery(gallery, kind=kind)
     snapshot = opened.snapshot
@@ -157,8 +157,8 @@ def compact(gallery: Path, *, json: Json = False) -> None:
     """
     from reidserve.datasets import path_to_text
     from reidserve.index import open_writer
-    from reidserve.index.cache import remove_cache
-    from reidserve.index.database import gallery_bytes
+    from reidserve.index.storage.cache import remove_cache
+    from reidserve.index.storage.database import gallery_bytes
 
     with open_writer(gallery) as store, progress("compacting"):
         before = gallery_bytes(gallery)

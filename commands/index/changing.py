@@ -25,7 +25,7 @@ from reidserve.errors import EntryNotFoundError, UsageError
 if TYPE_CHECKING:
     from reidserve.datasets import Attribute
     from reidserve.index import Entry, Filter
-    from reidserve.index.store import Store
+    from reidserve.index.storage.store import Store
 
 UPDATE_ROWS = 1000
 
@@ -50,7 +50,7 @@ def remove(
     """
     from reidserve.datasets import path_to_text
     from reidserve.index import open_writer
-    from reidserve.index.store import open_store
+    from reidserve.index.storage.store import open_store
 
     check_chosen(ids, where)
     condition = read_where(where)
@@ -125,7 +125,7 @@ def update(
 
 
 def _matching(store: "Store", where: "Filter") -> "list[Entry]":
-    from reidserve.index.rows import Stored
+    from reidserve.index.storage.rows import Stored
 
     return [found.entry for found in store.scan() if isinstance(found, Stored) and where.accepts(found.entry)]
 

@@ -186,7 +186,7 @@ def _tell(facts: Mapping[str, object], report: "BuildReport", more: Mapping[str,
 def _ids(paths: Sequence[Path], gallery: Path, root: Path | None) -> list[str]:
     """The ids of images: their paths below a root, or as they are."""
     from reidserve.datasets import path_to_text, text_to_path
-    from reidserve.index.store import ROOT, open_store
+    from reidserve.index.storage.store import ROOT, open_store
 
     given = root
     if root is None:

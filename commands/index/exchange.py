@@ -126,7 +126,7 @@ def restore(source: Path, gallery: Path, *, json: Json = False) -> int:
 
 def _copy(source: Path, out: Path, *, json: bool) -> int:
     from reidserve.datasets import path_to_text
-    from reidserve.index.database import copy_database
+    from reidserve.index.storage.database import copy_database
     from reidserve.index.verify import verify_gallery
 
     with progress("copying"):

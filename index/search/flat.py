@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.embed import Embeddings
-from reidserve.index.blocks import Block
-from reidserve.index.ranking import (
+from reidserve.index.search.blocks import Block
+from reidserve.index.search.ranking import (
     SETTLED_WITHIN,
     Ranking,
     Rows,

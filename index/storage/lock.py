@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reidserve.datasets import path_to_text
 from reidserve.errors import GalleryError, GalleryLockedError
-from reidserve.index.folders import make_folder
+from reidserve.index.storage.folders import make_folder
 
 LOCK = "writer.lock"
 

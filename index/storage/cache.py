@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from reidserve.datasets import path_to_text
 from reidserve.embed import Embedding
-from reidserve.index.folders import sync
+from reidserve.index.storage.folders import sync
 
 CACHE = "cache"
 FORMAT = 1

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.embed import Embeddings
-from reidserve.index.columns import Codes, Columns
 from reidserve.index.entry import Entry
-from reidserve.index.ranking import Rows
-from reidserve.index.rows import PIECE_ROWS, Changes, Piece
+from reidserve.index.search.columns import Codes, Columns
+from reidserve.index.search.ranking import Rows
+from reidserve.index.storage.rows import PIECE_ROWS, Changes, Piece
 
 BLOCK_ROWS = PIECE_ROWS
 

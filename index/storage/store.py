@@ -18,7 +18,8 @@ import numpy as np
 from reidserve.datasets import path_to_text
 from reidserve.embed import UNIT_TOLERANCE, Embedding
 from reidserve.errors import EntryError, EntryNotFoundError, GalleryError, GalleryFullError
-from reidserve.index.database import (
+from reidserve.index.entry import Entry
+from reidserve.index.storage.database import (
     DAMAGE,
     DATABASE,
     Origin,
@@ -27,8 +28,7 @@ from reidserve.index.database import (
     open_database,
     raise_if_interrupted,
 )
-from reidserve.index.entry import Entry
-from reidserve.index.rows import (
+from reidserve.index.storage.rows import (
     FIELDS,
     Changes,
     Damage,

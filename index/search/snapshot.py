@@ -8,15 +8,15 @@ import numpy as np
 
 from reidserve.embed import UNIT_TOLERANCE, Embedding, Embeddings
 from reidserve.errors import EntryNotFoundError, QueryError
-from reidserve.index import flat, nominated
-from reidserve.index.blocks import Block
-from reidserve.index.columns import Sought
 from reidserve.index.entry import Entry, Hit
 from reidserve.index.filters import Filter
-from reidserve.index.flat import Part
-from reidserve.index.nominated import Covered
-from reidserve.index.ranking import NO_ROW, Ranking, Rows, merged
-from reidserve.index.rows import Damage
+from reidserve.index.search import flat, nominated
+from reidserve.index.search.blocks import Block
+from reidserve.index.search.columns import Sought
+from reidserve.index.search.flat import Part
+from reidserve.index.search.nominated import Covered
+from reidserve.index.search.ranking import NO_ROW, Ranking, Rows, merged
+from reidserve.index.storage.rows import Damage
 
 MAX_TOP_K = 10_000
 
@@ -54,7 +54,7 @@ class Snapshot:
     def search(
         self, queries: Embeddings, *, top_k: int, where: Filter | None = None, left_out: Rows | None = None
     ) -> Ranking:
-        """The `top_k` best entries that `where` accepts for each of Q queries; index/ranking.py has the contract.
+        """The `top_k` best entries that `where` accepts for each of Q queries, by the contract of search/ranking.py.
 
         `left_out` (Q,) names a row that a query must not find, -1 for none.
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from reidserve.datasets import path_to_text
 from reidserve.errors import EntryError, GalleryError
-from reidserve.index.folders import make_folder, new_folder, sync
-from reidserve.index.lock import remote_file_system, writer_lock
+from reidserve.index.storage.folders import make_folder, new_folder, sync
+from reidserve.index.storage.lock import remote_file_system, writer_lock
 
 DATABASE = "gallery.db"
 DATABASE_FILES = (DATABASE, *(f"{DATABASE}-{part}" for part in ("wal", "shm", "journal")))

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.embed import Embeddings
-from reidserve.index import flat
-from reidserve.index.blocks import Block
-from reidserve.index.flat import Part
-from reidserve.index.ranking import Ranking, Rows, Scores, empty_ranking, settled_scores, write_best
+from reidserve.index.search import flat
+from reidserve.index.search.blocks import Block
+from reidserve.index.search.flat import Part
+from reidserve.index.search.ranking import Ranking, Rows, Scores, empty_ranking, settled_scores, write_best
 
 CANDIDATES = 100
 CANDIDATES_A_HIT = 10

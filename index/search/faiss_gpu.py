@@ -15,7 +15,7 @@ import numpy as np
 
 from reidserve.embed import Embeddings
 from reidserve.errors import DeviceError
-from reidserve.index.faiss_cpu import Nominated, Rows, half_window, numbered
+from reidserve.index.search.faiss_cpu import Nominated, Rows, half_window, numbered
 
 MOST = 2048
 """The most neighbours that FAISS's own kernels return for a query."""

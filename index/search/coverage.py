@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from reidserve.embed import Embeddings
 from reidserve.errors import DeviceError
-from reidserve.index.blocks import Block
-from reidserve.index.cache import CachedCodes, load_codes, save_codes
-from reidserve.index.nominated import Covered, Nominator, cover
-from reidserve.index.ranking import Rows
+from reidserve.index.search.blocks import Block
+from reidserve.index.search.nominated import Covered, Nominator, cover
+from reidserve.index.search.ranking import Rows
+from reidserve.index.storage.cache import CachedCodes, load_codes, save_codes
 
 if TYPE_CHECKING:
-    from reidserve.index.faiss_cpu import FlatFp16, Frame, RaBitQ
-    from reidserve.index.faiss_gpu import GpuFlatFp16
+    from reidserve.index.search.faiss_cpu import FlatFp16, Frame, RaBitQ
+    from reidserve.index.search.faiss_gpu import GpuFlatFp16
 
 IndexKind = Literal["auto", "flat", "flat-fp16", "rabitq"]
 IndexDevice = Literal["cpu", "gpu"]
@@ -120,7 +120,7 @@ class _RaBitQIndex:
         self._unsaved = 0
 
     def extend(self, blocks: Sequence[Block]) -> None:
-        from reidserve.index.faiss_cpu import RaBitQ, encode
+        from reidserve.index.search.faiss_cpu import RaBitQ, encode
 
         frame = self._frame = self._frame or self._first_frame(blocks[0])
         parts, unsaved = [], 0
@@ -146,7 +146,7 @@ class _RaBitQIndex:
             self._save()
 
     def _first_frame(self, block: Block) -> "Frame":
-        from reidserve.index.faiss_cpu import VERSION, Frame, fit_frame
+        from reidserve.index.search.faiss_cpu import VERSION, Frame, fit_frame
 
         frame = fit_frame(block.vectors)
         kept = load_codes(self._folder, kind="rabitq", version=VERSION, dim=self._dim, code_size=frame.code_size)
@@ -157,7 +157,7 @@ class _RaBitQIndex:
         return Frame(kept.centre, kept.seed)
 
     def _save(self) -> None:
-        from reidserve.index.faiss_cpu import VERSION
+        from reidserve.index.search.faiss_cpu import VERSION
 
         if self.nominator is None:
             return
@@ -177,7 +177,7 @@ class _HalvesIndex:
         self.nominator: FlatFp16 | None = None
 
     def extend(self, blocks: Sequence[Block]) -> None:
-        from reidserve.index.faiss_cpu import FlatFp16
+        from reidserve.index.search.faiss_cpu import FlatFp16
 
         rows, vectors = _together(blocks)
         known = self.nominator
@@ -191,13 +191,13 @@ class _GpuIndex:
     """Embeddings in half precision on a GPU."""
 
     def __init__(self) -> None:
-        from reidserve.index.faiss_gpu import check_gpu
+        from reidserve.index.search.faiss_gpu import check_gpu
 
         check_gpu()
         self.nominator: GpuFlatFp16 | None = None
 
     def extend(self, blocks: Sequence[Block]) -> None:
-        from reidserve.index.faiss_gpu import gpu_flat_fp16
+        from reidserve.index.search.faiss_gpu import gpu_flat_fp16
 
         rows, vectors = _together(blocks)
         known = self.nominator

@@ -1,0 +1,1 @@
+"""What lies in memory: rows in blocks, what proposes them, and the ranking of one generation."""
