@@ -13,11 +13,11 @@ from reidserve.index.search.blocks import Block
 from reidserve.index.search.flat import Part
 from reidserve.index.search.ranking import Ranking, Rows, Scores, empty_ranking, settled_scores, write_best
 
-CANDIDATES = 100
+CANDIDATES = 50
 CANDIDATES_A_HIT = 10
 CANDIDATES_DIM = 2048
 """A quantised index proposes CANDIDATES + CANDIDATES_A_HIT * top_k rows at CANDIDATES_DIM dimensions, and more at
-fewer, as it has a bit for each: of 100,000 rows, 200 by 2048 bits and 800 by 512 bits hold the 10 best
+fewer, as it has a bit for each: of 100,000 rows, 150 by 2048 bits and 600 by 512 bits hold the 10 best
 (benchmarks/gallery.py)."""
 
 MOST_CANDIDATES = 0.05
@@ -91,7 +91,9 @@ def rank(
     ranking = empty_ranking(len(queries), top_k)
     open_places = np.arange(len(queries))
     if share >= NARROW and wanted <= MOST_CANDIDATES * len(nominator.rows):
-        fetched = int((wanted + _SPARE) / share) + 1
+        # Where nothing is dropped, what is wanted is enough; a window needs to see beyond it.
+        sure = nominator.window is None and share == 1 and left_out is None
+        fetched = wanted if sure else int((wanted + _SPARE) / share) + 1
         while len(open_places) and fetched <= min(nominator.most, len(nominator.rows)):
             proposals = nominator.nominate(queries[open_places], fetched)
             open_places = _settle_all(queries, open_places, proposals, covered, parts, wanted, ranking, left_out)
