@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from reidserve.index.entry import Entry
 from reidserve.index.gallery import check_origin, check_whole, most_entries, open_writer
 from reidserve.index.storage.database import DATABASE_FILES, Origin, holds_gallery
 from reidserve.index.storage.lock import LOCK, writer_lock
-from reidserve.index.storage.rows import Record
+from reidserve.index.storage.rows import Record, Written
 from reidserve.index.storage.store import BUILDING, BUILT, ROOT, STATE, Store, create_store, open_store
 
 COMMIT_ROWS = 256
@@ -226,18 +228,53 @@ def write_all(
         return _load(item, contents, embedder)
 
     done = 0
-    with closing(map_ahead(load, items, ahead=COMMIT_ROWS)) as loading:
+    with _Writing(store) as writing, closing(map_ahead(load, items, ahead=COMMIT_ROWS)) as loading:
         while group := list(itertools.islice(loading, COMMIT_ROWS)):
             readable = [loaded for loaded in group if loaded.failure is None]
             changed = [one for one in readable if known.get(one.item.entry.id) != (one.item.entry, one.content_sha256)]
             report.failures += [(one.item.name, one.failure) for one in group if one.failure is not None]
             report.kept += len(readable) - len(changed)
-            records = _records(changed, store, embedder, report)
+            records = _records(changed, writing, contents, embedder, report)
             if records:
-                store.upsert(records)
+                writing.upsert(records)
                 contents.update(record.content_sha256 for record in records)
             done += len(group)
             progress(done, len(items))
+
+
+class _Writing:
+    """Writes to a store on a thread of its own, one write after the other, while the next images are embedded."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._reader = open_store(store.folder)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._pending: Future[Written] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        # A write that has begun ends, whatever happens.
+        self._thread.shutdown()
+        self._reader.close()
+        if error is None:
+            self.wait()
+
+    def upsert(self, records: Sequence[Record]) -> None:
+        """Begin a write; what was wrong with the one before is raised here."""
+        self.wait()
+        self._pending = self._thread.submit(self._store.upsert, records)
+
+    def find_vector(self, content_sha256: bytes) -> Embedding | None:
+        """The embedding of that content, if it is written."""
+        return self._reader.find_vector(content_sha256)
+
+    def wait(self) -> None:
+        """Wait for the write that was begun; what was wrong with it is raised here."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
 
 def _load(item: Item, contents: Set[bytes], embedder: Embedder) -> _Loaded:
@@ -257,7 +294,9 @@ def _reason(item: Item, fault: str) -> str:
     return fault if item.content_sha256 is None else f"{path_to_text(item.path)}: {fault}"
 
 
-def _records(changed: Sequence[_Loaded], store: Store, embedder: Embedder, report: BuildReport) -> list[Record]:
+def _records(
+    changed: Sequence[_Loaded], writing: _Writing, contents: Set[bytes], embedder: Embedder, report: BuildReport
+) -> list[Record]:
     """The records of images that are new or changed, in their order; one that the model fails on is reported."""
     answers: dict[bytes, Embedding | ReidError] = {}
     fresh: dict[bytes, Image] = {}
@@ -265,7 +304,9 @@ def _records(changed: Sequence[_Loaded], store: Store, embedder: Embedder, repor
         content = loaded.content_sha256
         if content in answers or content in fresh:
             continue
-        vector = store.find_vector(content)
+        if content in contents:
+            writing.wait()
+        vector = writing.find_vector(content)
         if vector is not None:
             answers[content] = vector
             continue
