@@ -287,7 +287,7 @@ def measure_searching(flat: Snapshot, indexed: Snapshot, people: People, *, roun
             "exact": lambda: flat.search(queries, top_k=TOP_K),
             "indexed": lambda: indexed.search(queries, top_k=TOP_K),
         },
-        rounds,
+        rounds * 2,
     )
     return {
         "kind": indexed.kind,
@@ -367,7 +367,7 @@ def measure_building(work: Path, images: int) -> Figures:
         report = build_gallery(found, work / "crops", work / f"built{next(built)}.gallery", embedder)
         assert report.embedded == len(crops), report
 
-    seconds = Turns({"bare": bare, "build": build}, 3)
+    seconds = Turns({"bare": bare, "build": build}, 5)
     return {"build_over_bare": round(seconds.ratio("bare", "build"), 3), "build_images": len(crops)}
 
 
