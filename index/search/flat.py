@@ -14,6 +14,8 @@ from reidserve.index.search.ranking import (
     Rows,
     Scores,
     empty_ranking,
+    settled_pairs,
+    write_pairs,
 )
 
 FEW_QUERIES = 5
@@ -28,7 +30,6 @@ _PANEL_BYTES = 16 * 2**20  # of products at once: a block's with 512 queries, wh
 _MOST_QUERIES = 512
 _MOST_KEPT = 2**20
 _MOST_STRIDES = 64
-_SETTLED_AT_ONCE = 128
 _LOWEST = np.float32(-2)  # below every product of unit vectors, above what is masked
 
 
@@ -77,11 +78,7 @@ class _Factor:
     def settle(self, queries: Embeddings, owners: NDArray[np.intp], places: NDArray[np.intp]) -> tuple[Rows, Scores]:
         """Row numbers and vecdot scores of pairs (n,): a query and a place counted in its own rows."""
         inside = places if self.positions is None else self.positions[places]
-        scores = np.empty(len(inside), np.float32)
-        for start in range(0, len(inside), _SETTLED_AT_ONCE):
-            part = slice(start, start + _SETTLED_AT_ONCE)
-            scores[part] = np.vecdot(self.block.vectors[inside[part]], queries[owners[part]])
-        return self.block.rows[inside], scores
+        return self.block.rows[inside], settled_pairs(queries, owners, self.block.vectors, inside)
 
 
 def rank(queries: Embeddings, parts: Sequence[Part], *, top_k: int, left_out: Rows | None = None) -> Ranking:
@@ -209,9 +206,4 @@ def _settle(queries: Embeddings, factors: Sequence[_Factor], nominees: _Nominees
     if not settled:
         return
     rows, scores = (np.concatenate(some) for some in zip(*settled, strict=True))
-    order = np.lexsort((rows, -scores, owners))
-    owners = owners[order]
-    ranks = np.arange(len(owners)) - np.searchsorted(owners, owners)
-    best = ranks < ranking.rows.shape[1]
-    ranking.scores[owners[best], ranks[best]] = scores[order][best]
-    ranking.rows[owners[best], ranks[best]] = rows[order][best]
+    write_pairs(ranking, owners, rows, scores)

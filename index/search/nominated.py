@@ -1,6 +1,9 @@
 """Nominated search: an index proposes rows and vecdot settles them, so that most rows are never multiplied."""
 
+import functools
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +14,7 @@ from reidserve.embed import Embeddings
 from reidserve.index.search import flat
 from reidserve.index.search.blocks import Block
 from reidserve.index.search.flat import Part
-from reidserve.index.search.ranking import Ranking, Rows, Scores, empty_ranking, settled_scores, write_best
+from reidserve.index.search.ranking import Ranking, Rows, Scores, empty_ranking, settled_pairs, write_pairs
 
 CANDIDATES = 50
 CANDIDATES_A_HIT = 10
@@ -25,6 +28,9 @@ MOST_CANDIDATES = 0.05
 
 NARROW = 0.1
 """Where less than this part of the rows may be found, they are multiplied rather than searched for."""
+
+MANY_QUERIES = 32
+"""From so many queries on, threads settle what is proposed."""
 
 _WIDER = 4
 _SPARE = 32
@@ -128,14 +134,13 @@ def _settle_all(
         allowed &= _accepted(parts)[positions]
     if left_out is not None:
         allowed &= proposals[1] != left_out[places, np.newaxis]
-    unsettled = []
-    for place, scores, found, ok in zip(places, proposals[0], positions, allowed, strict=True):
-        chosen = _chosen(scores, ok, wanted, window)
-        if chosen is None:
-            unsettled.append(place)
-        else:
-            write_best(ranking, place, *_settle(queries[place], found[chosen], covered))
-    return np.array(unsettled, np.intp)
+    chosen = [_chosen(scores, ok, wanted, window) for scores, ok in zip(proposals[0], allowed, strict=True)]
+    turns = [turn for turn, some in enumerate(chosen) if some is not None]
+    if turns:
+        some = [positions[turn, chosen[turn]] for turn in turns]
+        owners = np.repeat(places[turns], [len(each) for each in some])
+        _settle(queries, owners, np.concatenate(some), covered, ranking)
+    return places[[turn for turn, some in enumerate(chosen) if some is None]]
 
 
 def _accepted(parts: Sequence[Part]) -> NDArray[np.bool_]:
@@ -159,13 +164,26 @@ def _chosen(scores: Scores, allowed: NDArray[np.bool_], wanted: int, window: flo
     return reaching
 
 
-def _settle(query: Embeddings, positions: NDArray[np.intp], covered: Covered) -> tuple[Rows, Scores]:
-    positions = np.sort(positions)
+def _settle(
+    queries: Embeddings, owners: NDArray[np.intp], positions: NDArray[np.intp], covered: Covered, ranking: Ranking
+) -> None:
+    """Score pairs of a query and a position among the covered rows by vecdot, and write each query's best."""
+    order = np.argsort(positions, kind="stable")
+    owners, positions = owners[order], positions[order]
     cuts = np.searchsorted(positions, covered.starts)
-    scores = [
-        settled_scores(
-            query, covered.blocks[place].vectors, positions[cuts[place] : cuts[place + 1]] - covered.starts[place]
-        )
-        for place in np.flatnonzero(np.diff(cuts)).tolist()
-    ]
-    return covered.rows[positions], np.concatenate(scores)
+    scores = np.empty(len(positions), np.float32)
+
+    def settle(place: int) -> None:
+        part = slice(cuts[place], cuts[place + 1])
+        inside = positions[part] - covered.starts[place]
+        scores[part] = settled_pairs(queries, owners[part], covered.blocks[place].vectors, inside)
+
+    # Rows come from memory, which one core cannot fill: with many queries, blocks are settled side by side.
+    work = map if len(queries) < MANY_QUERIES else _settlers().map
+    list(work(settle, np.flatnonzero(np.diff(cuts)).tolist()))
+    write_pairs(ranking, owners, covered.rows[positions], scores)
+
+
+@functools.cache
+def _settlers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="settle")

@@ -33,6 +33,8 @@ Scores = NDArray[np.float32]
 
 NO_ROW = -1
 
+_SETTLED_AT_ONCE = 128  # rows copied together: what a core's cache holds
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
@@ -83,17 +85,38 @@ def write_best(ranking: Ranking, place: int, rows: Rows, scores: Scores) -> None
     ranking.rows[place, : len(best)] = rows[best]
 
 
+def write_pairs(ranking: Ranking, owners: NDArray[np.intp], rows: Rows, scores: Scores) -> None:
+    """Write the best of settled pairs (n,), a query's place and a row each, into a ranking of nothing yet."""
+    order = np.lexsort((rows, -scores, owners))
+    owners = owners[order]
+    ranks = np.arange(len(owners)) - np.searchsorted(owners, owners)
+    best = ranks < ranking.rows.shape[1]
+    ranking.scores[owners[best], ranks[best]] = scores[order][best]
+    ranking.rows[owners[best], ranks[best]] = rows[order][best]
+
+
 def merged(rankings: Sequence[Ranking], *, top_k: int) -> Ranking:
     """The best of several rankings of the same queries over different rows."""
     if len(rankings) == 1 and rankings[0].rows.shape[1] == top_k:
         return rankings[0]
     scores = np.concatenate([ranking.scores for ranking in rankings], axis=1)
     rows = np.concatenate([ranking.rows for ranking in rankings], axis=1)
+    owners, places = np.nonzero(rows != NO_ROW)
     best = empty_ranking(len(scores), top_k)
-    for place in range(len(scores)):
-        found = rows[place] != NO_ROW
-        write_best(best, place, rows[place, found], scores[place, found])
+    write_pairs(best, owners, rows[owners, places], scores[owners, places])
     return best
+
+
+def settled_pairs(
+    queries: Embeddings, owners: NDArray[np.intp], vectors: Embeddings, positions: NDArray[np.intp]
+) -> Scores:
+    """The one score of pairs (n,): a query's place among (Q, dim) and a row's position among vectors (m, dim)."""
+    scores = np.empty(len(positions), np.float32)
+    for start in range(0, len(positions), _SETTLED_AT_ONCE):
+        part = slice(start, start + _SETTLED_AT_ONCE)
+        asked = queries[0] if len(queries) == 1 else queries[owners[part]]
+        np.vecdot(vectors[positions[part]], asked, out=scores[part])
+    return scores
 
 
 def settled_scores(query: Embeddings, vectors: Embeddings, positions: NDArray[np.intp]) -> Scores:
