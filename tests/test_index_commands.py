@@ -174,6 +174,7 @@ def test_images_are_added_under_the_paths_of_the_built_folder(shop: Path, model:
 def test_entries_are_removed_by_id_or_by_filter(shop: Path):
     dry = call(shop, "remove", "shop.gallery", "--where", "pid == 0002 and camid != 1", "--dry-run")
     assert (dry["ids"], dry["removed"], dry["entries"]) == (["0002_c2s1_000000_00.png"], 0, 8)
+    assert dry["where"] == 'pid in ("0002") and camid not in ("1")'
     done = call(shop, "remove", "shop.gallery", "--where", "pid == 0002 and camid != 1")
     assert (done["ids"], done["removed"], done["entries"], done["generation"]) == (dry["ids"], 1, 7, 2)
     done = call(shop, "remove", "shop.gallery", FIRST, FIRST, "nobody")
@@ -181,7 +182,7 @@ def test_entries_are_removed_by_id_or_by_filter(shop: Path):
     again = call(shop, "remove", "shop.gallery", FIRST)
     assert (again["removed"], again["missing"], again["generation"]) == (0, 1, done["generation"])
     listed = run_command("reid-index", "remove", "shop.gallery", "--where", "pid == 0003", "--dry-run", cwd=shop)
-    assert listed.stdout.splitlines()[-1] == "2 of 6 entries would be removed"
+    assert listed.stdout.splitlines()[-1] == '2 of 6 entries would be removed where pid in ("0003")'
 
 
 def test_a_damaged_entry_is_removed_by_its_id(shop: Path):

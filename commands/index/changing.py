@@ -49,7 +49,7 @@ def remove(
         dry_run: Only list what would be removed.
     """
     from reidserve.datasets import path_to_text
-    from reidserve.index import open_writer
+    from reidserve.index import format_filter, open_writer
     from reidserve.index.storage.store import open_store
 
     check_chosen(ids, where)
@@ -61,13 +61,22 @@ def remove(
         else:
             chosen = [entry.id for entry in _matching(store, condition)]
         missing = len(set(ids)) - len(chosen) if condition is None else 0
+        # As it was understood: a bare number, for one, is microseconds and no date.
+        meant = None if condition is None else format_filter(condition)
         removed = 0 if dry_run else store.delete(chosen).changed
         entries, generation = store.count(), store.generation()
     if json:
-        facts = {"gallery": path_to_text(gallery), "removed": removed, "missing": missing, "ids": chosen}
+        facts = {
+            "gallery": path_to_text(gallery),
+            "where": meant,
+            "removed": removed,
+            "missing": missing,
+            "ids": chosen,
+        }
         print_json({**facts, "dry_run": dry_run, "entries": entries, "generation": generation})
     elif dry_run:
-        print_lines([*chosen, f"{len(chosen)} of {entries} entries would be removed"])
+        where_said = "" if meant is None else f" where {meant}"
+        print_lines([*chosen, f"{len(chosen)} of {entries} entries would be removed{where_said}"])
     else:
         facts = {"changed": path_to_text(gallery), "removed": removed, "not there": missing}
         print_facts({**facts, "entries": entries, "generation": generation})
