@@ -126,7 +126,7 @@ def test_the_cache_of_another_gallery_says_nothing_of_this_one(tmp_path: Path):
     assert (kept_in(tmp_path / "other", own).centre != own.centre).any()
     (tmp_path / "other" / "cache" / "rabitq.codes").rename(tmp_path / "this" / "cache" / "rabitq.codes")
     with contextlib.closing(open_gallery(tmp_path / "this", kind="rabitq")) as gallery:
-        assert nominator_of(gallery).frame.digest == own.digest
+        np.testing.assert_array_equal(nominator_of(gallery).frame.centre, own.centre)
     assert kept_in(tmp_path / "this", own).centre.tolist() == own.centre.tolist()
 
 

@@ -63,7 +63,7 @@ def test_the_twin_finds_what_brute_force_finds_under_its_row_numbers(vectors, qu
     rows = np.arange(700, dtype=np.int64) * 2 + 1
     nominator = GpuFlatFp16(rows, Twin(vectors), dim=DIM)
     assert_equal_to_brute_force(nominator, vectors, queries, rows, 25)
-    assert (nominator.kind, len(nominator), nominator.most) == ("flat-fp16", 700, 2048)
+    assert (nominator.kind, len(nominator.rows), nominator.most) == ("flat-fp16", 700, 2048)
 
 
 def test_what_was_added_since_is_never_named_by_an_older_nominator(vectors, queries):

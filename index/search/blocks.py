@@ -186,9 +186,9 @@ def _packed(blocks: Sequence[Block], dim: int, codes: Codes) -> Sequence[Block]:
     for block in blocks:
         live = np.flatnonzero(block.live)
         entries = [block.entries[place] for place in live.tolist()]
+        part = Piece(block.rows[live], entries, block.vectors[live], block.crc32s[live])
         start = 0
         while start < len(live):
-            part = Piece(block.rows[live], entries, block.vectors[live], block.crc32s[live])
             start += tail.append(part, start)
             if tail.used == BLOCK_ROWS:
                 packed += [full for full in (tail.block(),) if full is not None]

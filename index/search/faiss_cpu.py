@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.embed import UNIT_TOLERANCE, Embedding, Embeddings
+from reidserve.index.search.ranking import Rows, Scores
 
 SHARD_ROWS = 65_536
 """Rows of one FAISS index: what is packed again when rows are added is less than that."""
@@ -46,9 +47,8 @@ _MOST_SUM = 60_000  # of 2**16, with room for what is rounded
 
 _HALF_ULP, _SUBNORMAL_HALF_ULP, _SINGLE_ULP = 2.0**-11, 2.0**-25, 2.0**-24
 
-Rows = NDArray[np.int64]
 Codes = NDArray[np.uint8]
-Nominated = tuple[NDArray[np.float32], Rows]
+Nominated = tuple[Scores, Rows]
 
 
 class Searchable(Protocol):
@@ -81,12 +81,6 @@ class Frame:
     def code_size(self) -> int:
         """Bytes of one row's code: a bit per dimension and two float32."""
         return (_width(self.dim) + 7) // 8 + 8
-
-    @property
-    def digest(self) -> str:
-        """Hexadecimal; equal for frames that give equal codes."""
-        facts = f"rabitq ip rounds={ROUNDS} seed={self.seed} dim={self.dim} ".encode()
-        return hashlib.sha256(facts + self.centre.astype("<f4").tobytes()).hexdigest()
 
 
 def fit_frame(vectors: Embeddings, *, seed: int = 0) -> Frame:
@@ -196,9 +190,6 @@ class _Sharded:
         self._shards = tuple(shards)
         self.rows: Rows = np.concatenate([np.empty(0, np.int64), *(shard.rows for shard in shards)])
         self.most = MOST
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     @property
     def codes(self) -> Codes:

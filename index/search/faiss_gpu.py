@@ -15,7 +15,8 @@ import numpy as np
 
 from reidserve.embed import Embeddings
 from reidserve.errors import DeviceError
-from reidserve.index.search.faiss_cpu import Nominated, Rows, half_window, numbered
+from reidserve.index.search.faiss_cpu import Nominated, half_window, numbered
+from reidserve.index.search.ranking import Rows
 
 MOST = 2048
 """The most neighbours that FAISS's own kernels return for a query."""
@@ -57,9 +58,6 @@ class GpuFlatFp16:
         self.window = half_window(dim, rounded_queries=True)
         self.most = MOST
         self._index = index
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def extended(self, rows: Rows, vectors: Embeddings) -> "GpuFlatFp16":
         """The nominator of these rows too, which follow all that are here.
