@@ -1,11 +1,13 @@
 """The layouts that ReID data comes in, as data: where the parts lie and what file names mean.
 
 File names as the datasets' own readers take them: Market-1501 `0002_c1s1_000451_03.jpg` (Zheng et al., 2015),
-DukeMTMC-reID `0001_c2_f0046182.jpg` (Zheng et al., 2017), VeRi-776 `0002_c002_00030600_0.jpg` (Liu et al., 2016).
+DukeMTMC-reID `0001_c2_f0046182.jpg` (Zheng et al., 2017), CUHK03-NP `0003_c1_21.png` (Zhong et al., 2017; MSMT17 is
+handed on under such names too), VeRi-776 `0002_c002_00030600_0.jpg` (Liu et al., 2016).
 """
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +19,20 @@ from reidserve.datasets.folders import (
     find_images,
     unlabelled_crops,
 )
+from reidserve.datasets.lists import (
+    holds_msmt17,
+    holds_vehicleid,
+    msmt17_dataset,
+    msmt17_training,
+    vehicleid_dataset,
+    vehicleid_lists,
+    vehicleid_training,
+)
 from reidserve.datasets.names import path_to_text
 from reidserve.datasets.tables import crops_of_table, dataset_of_table, training_of_table
 from reidserve.errors import DatasetError
 
-LayoutName = Literal["market1501", "dukemtmc", "veri776", "folders"]
+LayoutName = Literal["market1501", "dukemtmc", "cuhk03np", "veri776", "folders"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,10 @@ LAYOUTS: Sequence[Layout] = (
         pattern=r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_f\d+[^/]*$",
     ),
     Layout(
+        *("cuhk03np", "query", "bounding_box_test", "bounding_box_train"),
+        pattern=r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_\d+\.[^/]*$",
+    ),
+    Layout(
         *("veri776", "image_query", "image_test", "image_train"),
         pattern=r"(?:^|/)(?P<pid>\d+)_c(?P<camid>\d+)_\d+_\d+\.[^/]*$",
     ),
@@ -64,43 +79,87 @@ LAYOUTS: Sequence[Layout] = (
 )
 
 
-def read_dataset(root: Path) -> Dataset:
+_LISTED = "msmt17: list_query.txt, list_gallery.txt; vehicleid: image/, train_test_split/"
+
+
+def read_dataset(source: Path) -> Dataset:
     """Read the query and gallery parts of a dataset whose layout its folders tell, or of a CSV table.
 
+    Of VehicleID the test list is named, such as `train_test_split/test_list_800.txt`: it tells the size.
+
     Raises:
-        DatasetError: no known layout, a part is missing, or a file name says nothing.
+        DatasetError: no known layout, a part is missing, or a file name or a list's line says nothing.
     """
-    if root.suffix.lower() == ".csv":
-        return dataset_of_table(root)
-    layout = _recognise(root)
-    return Dataset(layout.name, query=layout.read(root / layout.query), gallery=layout.read(root / layout.gallery))
+    if source.suffix.lower() == ".csv":
+        return dataset_of_table(source)
+    if source.suffix.lower() == ".txt":
+        return vehicleid_dataset(source)
+    _check_folder(source)
+    if holds_msmt17(source):
+        return msmt17_dataset(source)
+    if holds_vehicleid(source):
+        raise DatasetError(
+            f"{path_to_text(source)} is the root of VehicleID: name the test list that says its size, one of "
+            f"{', '.join(path_to_text(path) for path in vehicleid_lists(source))}"
+        )
+    layout = _recognise(source)
+    query, gallery = (read_part(layout, source / part) for part in (layout.query, layout.gallery))
+    return Dataset(layout.name, query=query, gallery=gallery)
 
 
-def read_training(root: Path) -> list[Crop]:
+def read_part(layout: Layout, folder: Path) -> list[Crop]:
+    """The crops of one part, for scoring.
+
+    In folders per identity whose files keep the names of a known dataset (as layumi's `prepare.py` leaves them),
+    cameras come from these names: without them, images of the query's own camera would count as found.
+
+    Raises:
+        DatasetError: as `Layout.read`.
+    """
+    crops = layout.read(folder)
+    if layout.pattern is not None:
+        return crops
+    for known in LAYOUTS:
+        matches = [re.search(known.pattern, path_to_text(Path(crop.path.name))) for crop in crops if known.pattern]
+        found = [match for match in matches if match is not None]
+        if found and [match["pid"] for match in found] == [crop.pid for crop in crops]:
+            return [replace(crop, camid=match["camid"]) for crop, match in zip(crops, found, strict=True)]
+    return crops
+
+
+def read_training(source: Path) -> list[Crop]:
     """Read the training part of a dataset, which may lack the others, or of a CSV table.
 
+    MSMT17's is list_train.txt alone, as in torchreid and fast-reid; TransReID adds list_val.txt. VehicleID's is named
+    by its root or by any of its test lists.
+
     Raises:
-        DatasetError: no known layout, or a file name says nothing.
+        DatasetError: no known layout, or a file name or a list's line says nothing.
     """
-    if root.suffix.lower() == ".csv":
-        return training_of_table(root)
-    _check_folder(root)
-    candidates = [layout for layout in LAYOUTS if (root / layout.train).is_dir()]
+    if source.suffix.lower() == ".csv":
+        return training_of_table(source)
+    if source.suffix.lower() == ".txt":
+        return vehicleid_training(source.parent.parent)
+    _check_folder(source)
+    if holds_msmt17(source):
+        return msmt17_training(source)
+    if holds_vehicleid(source):
+        return vehicleid_training(source)
+    candidates = [layout for layout in LAYOUTS if (source / layout.train).is_dir()]
     if not candidates:
-        known = "; ".join(f"{layout.name}: {layout.train}/" for layout in LAYOUTS)
+        known = "; ".join([*(f"{layout.name}: {layout.train}/" for layout in LAYOUTS), _LISTED])
         raise DatasetError(
-            f"{path_to_text(root)} holds no training set of a known layout ({known}); for others make a .csv table "
+            f"{path_to_text(source)} holds no training set of a known layout ({known}); for others make a .csv table "
             "with the columns path, pid, camid and split"
         )
-    layout = _best_named(candidates, root / candidates[0].train)
-    return layout.read(root / layout.train)
+    layout = _best_named(candidates, source / candidates[0].train)
+    return layout.read(source / layout.train)
 
 
 def _recognise(root: Path) -> Layout:
-    _check_folder(root)
     candidates = [layout for layout in LAYOUTS if (root / layout.query).is_dir() and (root / layout.gallery).is_dir()]
     if not candidates:
-        known = "; ".join(f"{layout.name}: {layout.query}/, {layout.gallery}/" for layout in LAYOUTS)
+        known = "; ".join([*(f"{layout.name}: {layout.query}/, {layout.gallery}/" for layout in LAYOUTS), _LISTED])
         raise DatasetError(
             f"{path_to_text(root)} has none of the layouts known ({known}); for others make a .csv table with the "
             "columns path, pid, camid and split"

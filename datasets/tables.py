@@ -1,4 +1,4 @@
-"""A CSV table of crops: the columns path (which alone is needed), pid, camid, timestamp, split, attributes.NAME."""
+"""A CSV table of crops: the column path, and any of pid, camid, timestamp, split, track, attributes.NAME."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from reidserve.datasets.crop import Crop, Dataset
 from reidserve.datasets.names import path_to_text
 from reidserve.errors import DatasetError
 
-COLUMNS = ("path", "pid", "camid", "timestamp", "split")
+COLUMNS = ("path", "pid", "camid", "timestamp", "split", "track")
 ATTRIBUTE = "attributes."
 """How the name of an attribute's column begins."""
 
@@ -119,6 +119,7 @@ def _crop(table: Path, line: int, row: Mapping[str, str]) -> Crop:
         camid=row.get("camid") or None,
         timestamp=_timestamp(table, line, row.get("timestamp") or None),
         attributes=_attributes(table, line, row),
+        track=row.get("track") or None,
     )
 
 

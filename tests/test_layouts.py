@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 
-from reidserve.datasets import JUNK, LAYOUTS, read_crops, read_dataset
+from reidserve.datasets import JUNK, LAYOUTS, is_distractor, read_crops, read_dataset, read_training
 from reidserve.errors import DatasetError
 from tests.test_folders import touch
 
 MARKET = ("0002_c1s1_000451_03.jpg", "1501_c6s4_012345_00.jpg")
 DUKE = ("0001_c2_f0046182.jpg", "7140_c8_f0000001.jpg")
+CUHK = ("0003_c1_21.png", "1467_c2_6.png")
+MSMT_AS_MARKET = ("0781_c11_0015.jpg", "0000_c1_0003.jpg")
 VERI = ("0002_c002_00030600_0.jpg", "0776_c020_00000001_12.jpg")
 
 
@@ -24,6 +26,8 @@ def dataset(root: Path, query: str, gallery: str, names: tuple[str, ...]) -> Pat
     [
         ("market1501", "query", "bounding_box_test", MARKET, [("0002", "1"), ("1501", "6")]),
         ("dukemtmc", "query", "bounding_box_test", DUKE, [("0001", "2"), ("7140", "8")]),
+        ("cuhk03np", "query", "bounding_box_test", CUHK, [("0003", "1"), ("1467", "2")]),
+        ("cuhk03np", "query", "bounding_box_test", MSMT_AS_MARKET, [("0000", "1"), ("0781", "11")]),
         ("veri776", "image_query", "image_test", VERI, [("0002", "002"), ("0776", "020")]),
         ("folders", "query", "gallery", ("anna/1.jpg", "red car 7/2.jpg"), [("anna", None), ("red car 7", None)]),
     ],
@@ -31,8 +35,9 @@ def dataset(root: Path, query: str, gallery: str, names: tuple[str, ...]) -> Pat
 def test_a_layout_is_told_by_its_folders_and_names(
     tmp_path: Path, layout: str, query: str, gallery: str, names, labels
 ):
+    names = tuple(sorted(names))
     read = read_dataset(dataset(tmp_path, query, gallery, names))
-    assert read.layout == layout
+    assert (read.layout, read.protocol) == (layout, "market1501")
     assert [(crop.pid, crop.camid) for crop in read.gallery] == labels
     assert [(crop.pid, crop.camid) for crop in read.query] == labels[:1]
     assert [crop.path for crop in read.gallery] == [tmp_path / gallery / name for name in names]
@@ -43,6 +48,29 @@ def test_junk_and_distractors_of_market1501_keep_their_pids(tmp_path: Path):
     names = ("-1_c1s1_000401_03.jpg", "0000_c1s1_000151_01.jpg", MARKET[0])
     read = read_dataset(dataset(tmp_path, "query", "bounding_box_test", names))
     assert [crop.pid for crop in read.gallery] == [JUNK, "0000", "0002"]
+    assert [is_distractor(crop.pid) for crop in read.gallery] == [False, True, False]
+    assert not is_distractor(None)
+
+
+def test_folders_per_identity_of_a_known_dataset_keep_the_cameras_of_its_names(tmp_path: Path):
+    touch(tmp_path / "query", f"0002/{MARKET[0]}")
+    touch(tmp_path / "gallery", f"0002/{MARKET[0]}", f"1501/{MARKET[1]}", "-1/-1_c3s1_000401_03.jpg")
+    read = read_dataset(tmp_path)
+    assert read.layout == "folders"
+    assert [(crop.pid, crop.camid) for crop in read.query] == [("0002", "1")]
+    assert [(crop.pid, crop.camid) for crop in read.gallery] == [("-1", "3"), ("0002", "1"), ("1501", "6")]
+
+
+@pytest.mark.parametrize("odd", ["0002/IMG_7.jpg", f"0003/{MARKET[0]}"], ids=["another name", "another pid"])
+def test_folders_per_identity_of_which_one_name_says_something_else_have_no_cameras(tmp_path: Path, odd: str):
+    touch(tmp_path / "query", f"0002/{MARKET[0]}")
+    touch(tmp_path / "gallery", f"1501/{MARKET[1]}", odd)
+    assert {crop.camid for crop in read_dataset(tmp_path).gallery} == {None}
+
+
+def test_the_training_part_of_a_layout_is_read(tmp_path: Path):
+    touch(tmp_path / "bounding_box_train", *CUHK)
+    assert [(crop.pid, crop.camid) for crop in read_training(tmp_path)] == [("0003", "1"), ("1467", "2")]
 
 
 def test_one_stranger_does_not_turn_a_layout_into_another(tmp_path: Path):
@@ -77,7 +105,7 @@ def test_an_empty_part_is_refused(tmp_path: Path, part: str):
         read_dataset(root)
 
 
-@pytest.mark.parametrize("names", [MARKET, DUKE, VERI], ids=["market1501", "dukemtmc", "veri776"])
+@pytest.mark.parametrize("names", [MARKET, DUKE, CUHK, VERI], ids=["market1501", "dukemtmc", "cuhk03np", "veri776"])
 def test_crops_with_names_of_a_known_dataset_are_labelled(tmp_path: Path, names):
     crops = read_crops(touch(tmp_path, *names))
     assert [crop.pid for crop in crops] == [name[:4] for name in names]

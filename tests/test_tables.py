@@ -58,8 +58,8 @@ def test_columns_that_are_missing_unknown_or_doubled_are_refused(tmp_path: Path,
     table = write_table(tmp_path, header + "\n" + ",".join("abc"[: header.count(",") + 1]) + "\n" if header else "")
     with pytest.raises(DatasetError) as refused:
         crops_of_table(table)
-    expected = f"{table} must have the columns path and any of pid, camid, timestamp, split, attributes.NAME, got {got}"
-    assert str(refused.value).startswith(expected)
+    known = "pid, camid, timestamp, split, track, attributes.NAME"
+    assert str(refused.value).startswith(f"{table} must have the columns path and any of {known}, got {got}")
 
 
 def test_attributes_are_read_and_an_empty_cell_is_none(tmp_path: Path):
@@ -100,6 +100,11 @@ def test_a_row_of_more_attributes_than_allowed_is_refused_and_a_sparse_table_is_
     assert crops_of_table(write_table(tmp_path, sparse)) == [Crop(tmp_path / "a.jpg", attributes={"a64": 7})]
     with pytest.raises(DatasetError, match=r"crops.csv, line 3: may have 64 attributes, got 65"):
         crops_of_table(write_table(tmp_path, f"{sparse}b.jpg{',1' * 65}\n"))
+
+
+def test_a_track_is_read_and_an_empty_cell_is_none(tmp_path: Path):
+    crops = crops_of_table(write_table(tmp_path, "path,track\na.jpg,t 1\nb.jpg,\n"))
+    assert crops == [Crop(tmp_path / "a.jpg", track="t 1"), Crop(tmp_path / "b.jpg", track=None)]
 
 
 @pytest.mark.parametrize("row", ["b.jpg", "b.jpg,2,3", "b.jpg,2,"])

@@ -43,7 +43,7 @@ def build(
     model: Path = Path("model"),
     out: Annotated[Path | None, Parameter(show_default=False)] = None,
     pattern: Pattern = None,
-    layout: Literal["auto", "market1501", "dukemtmc", "veri776", "folders"] = "auto",
+    layout: Literal["auto", "market1501", "dukemtmc", "cuhk03np", "veri776", "folders"] = "auto",
     device: Device = "cpu",
     prune: Annotated[bool, Parameter(negative="")] = False,
     force: Annotated[bool, Parameter(negative="")] = False,
