@@ -86,14 +86,21 @@ class Embedder:
         return self.embed(np.stack([self.prepare(data) for data in images]))
 
 
+def off_unit(rows: Embeddings) -> list[tuple[int, float]]:
+    """Which of rows (N, dim) are not of unit length: the place and the length of each."""
+    with np.errstate(all="ignore"):  # a caller's numbers may overflow
+        lengths = np.sqrt(np.vecdot(rows, rows))
+        # Written so that NaN fails.
+        places = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))
+    return list(zip(places.tolist(), lengths[places].tolist(), strict=True))
+
+
 def _check_unit(rows: Embeddings) -> None:
-    norms = np.sqrt(np.vecdot(rows, rows))
-    # Written so that NaN fails.
-    bad = np.flatnonzero(~(np.abs(norms - 1) <= UNIT_TOLERANCE))
-    if bad.size:
+    if bad := off_unit(rows):
+        place, length = bad[0]
         raise EmbeddingError(
-            f"the model gave no unit vector for {bad.size} of {len(rows)} images (first: image {bad[0]}, "
-            f"length {norms[bad[0]]:g})"
+            f"the model gave no unit vector for {len(bad)} of {len(rows)} images (first: image {place}, "
+            f"length {length:g})"
         )
 
 

@@ -126,6 +126,24 @@ class GalleryNotFoundError(QueryError):
     reason = "GALLERY_NOT_FOUND"
 
 
+class IncompleteRankingError(QueryError):
+    """The whole gallery should be ranked, and its index answers the best hits only."""
+
+    reason = "RANKING_INCOMPLETE"
+
+
+class GenerationGoneError(QueryError):
+    """A state of the gallery was asked for by its generation, and is served no more."""
+
+    reason = "GENERATION_GONE"
+
+
+class ThresholdError(ReidError):
+    """A calibrated threshold is damaged, or is another model's."""
+
+    reason = "THRESHOLD_INVALID"
+
+
 class EvaluationError(ReidError):
     """A model cannot be scored on these images."""
 
@@ -148,6 +166,12 @@ class NotServingError(ServerError):
     """The server is still loading, or is draining."""
 
     reason = "NOT_SERVING"
+
+
+class ReaderStalledError(ServerError):
+    """A caller does not read what it asked for."""
+
+    reason = "READER_STALLED"
 
 
 class RequestError(ReidError):

@@ -75,8 +75,11 @@ class Hit:
         entry: what was found.
         score: cosine of query and entry, -1 to 1, higher is better.
         rank: 1 for the best.
+        reranked_distance: how far it is by the neighbours that it shares with the query, lower is better; None where
+            hits were not re-ranked.
     """
 
     entry: Entry
     score: float
     rank: int
+    reranked_distance: float | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from reidserve.datasets import path_to_text, text_to_path
-from reidserve.embed import UNIT_TOLERANCE, Embedder, read_image
+from reidserve.embed import Embedder, off_unit, read_image
 from reidserve.errors import GalleryError, ImageError
 from reidserve.index.build import Progress, no_progress
 from reidserve.index.gallery import open_writer
@@ -98,14 +98,12 @@ def _read(store: Store, faults: list[str], progress: Progress) -> Verification:
 
 def _damage(stored: Stored, ids: set[str]) -> Damage | None:
     """What is wrong with a row whose checksum holds; its id is added to those that were seen."""
-    length = float(np.sqrt(np.vecdot(stored.vector, stored.vector)))
     name = stored.entry.id
     if name in ids:
         return Damage(stored.row, name, "its id comes twice")
     ids.add(name)
-    # Written so that NaN fails.
-    if not abs(length - 1) <= UNIT_TOLERANCE:
-        return Damage(stored.row, name, f"its vector has length {length:g}")
+    if wrong := off_unit(stored.vector[np.newaxis]):
+        return Damage(stored.row, name, f"its vector has length {wrong[0][1]:g}")
     if len(stored.content_sha256) != hashlib.sha256().digest_size:
         return Damage(stored.row, name, "the hash of its image is none")
     return None

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.embed import Embeddings
-from reidserve.index.search.blocks import Block
+from reidserve.index.search.blocks import BLOCK_ROWS
 from reidserve.index.search.ranking import (
     SETTLED_WITHIN,
     Ranking,
@@ -33,6 +34,33 @@ _MOST_STRIDES = 64
 _LOWEST = np.float32(-2)  # below every product of unit vectors, above what is masked
 
 
+class Vectors(Protocol):
+    """What flat search must know of a block: ascending row numbers (n,) and their embeddings (n, dim)."""
+
+    @property
+    def rows(self) -> Rows:
+        """The row numbers."""
+        ...
+
+    @property
+    def vectors(self) -> Embeddings:
+        """Their embeddings, rows of unit length."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bare:
+    """Embeddings that are of no gallery.
+
+    Attributes:
+        rows: int64 (n,), ascending.
+        vectors: float32 (n, dim), rows of unit length.
+    """
+
+    rows: Rows
+    vectors: Embeddings
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """What a search may find in one block.
@@ -43,7 +71,7 @@ class Part:
         count: how many they are.
     """
 
-    block: Block
+    block: Vectors
     accepted: NDArray[np.bool_] | None
     count: int
 
@@ -52,7 +80,7 @@ class Part:
 class _Factor:
     """One block's share of a product: all its rows, of which some are masked, or those at `positions`."""
 
-    block: Block
+    block: Vectors
     masked: NDArray[np.bool_] | None = None
     positions: NDArray[np.intp] | None = None
 
@@ -94,6 +122,15 @@ def rank(queries: Embeddings, parts: Sequence[Part], *, top_k: int, left_out: Ro
         nominees = _nominate(queries[chunk], factors, top_k, some)
         _settle(queries[chunk], factors, nominees, Ranking(ranking.scores[chunk], ranking.rows[chunk]))
     return ranking
+
+
+def rank_bare(queries: Embeddings, vectors: Embeddings, *, top_k: int) -> Ranking:
+    """The `top_k` best rows of vectors (n, dim), counted from 0, for each of (Q, dim) queries, exactly."""
+    parts = []
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        some = vectors[start : start + BLOCK_ROWS]
+        parts.append(Part(Bare(np.arange(start, start + len(some)), some), None, len(some)))
+    return rank(queries, parts, top_k=min(top_k, len(vectors)))
 
 
 def _factor(part: Part) -> _Factor:

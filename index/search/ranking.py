@@ -33,6 +33,7 @@ Scores = NDArray[np.float32]
 
 NO_ROW = -1
 
+_TILE_BYTES = 2**20  # of vectors, which a core's cache holds while every query is scored
 _SETTLED_AT_ONCE = 128  # rows copied together: what a core's cache holds
 
 
@@ -116,6 +117,16 @@ def settled_pairs(
         part = slice(start, start + _SETTLED_AT_ONCE)
         asked = queries[0] if len(queries) == 1 else queries[owners[part]]
         np.vecdot(vectors[positions[part]], asked, out=scores[part])
+    return scores
+
+
+def every_score(queries: Embeddings, vectors: Embeddings) -> Scores:
+    """The one score of every pair (Q, n): queries (Q, dim) and vectors (n, dim), which pass through the cache once."""
+    scores = np.empty((len(queries), len(vectors)), np.float32)
+    step = max(1, _TILE_BYTES // (4 * vectors.shape[1]))
+    for start in range(0, len(vectors), step):
+        tile = slice(start, start + step)
+        np.vecdot(queries[:, np.newaxis], vectors[np.newaxis, tile], out=scores[:, tile])
     return scores
 
 

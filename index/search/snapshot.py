@@ -6,11 +6,11 @@ from functools import cached_property
 
 import numpy as np
 
-from reidserve.embed import UNIT_TOLERANCE, Embedding, Embeddings
-from reidserve.errors import EntryNotFoundError, QueryError
+from reidserve.embed import Embedding, Embeddings, off_unit
+from reidserve.errors import EntryNotFoundError, IncompleteRankingError, QueryError
 from reidserve.index.entry import Entry, Hit
 from reidserve.index.filters import Filter
-from reidserve.index.search import flat, nominated
+from reidserve.index.search import flat, nominated, whole
 from reidserve.index.search.blocks import Block
 from reidserve.index.search.columns import Sought
 from reidserve.index.search.flat import Part
@@ -75,6 +75,20 @@ class Snapshot:
         rankings.append(flat.rank(queries, parts[covered:], top_k=top_k, left_out=left_out))
         return merged(rankings, top_k=top_k)
 
+    def rank_all(self, queries: Embeddings, *, where: Filter | None = None, left_out: Rows | None = None) -> Ranking:
+        """Every entry that `where` accepts, ranked for each of Q queries by the contract of search/ranking.py.
+
+        The ranking takes 12 bytes for each query and entry; see search/whole.py.
+
+        Raises:
+            IncompleteRankingError: the index answers its best hits only.
+            QueryError: the queries are no unit vectors of `dim` dimensions.
+        """
+        self.check_ranks_all()
+        self.check_queries(queries)
+        parts = self._all if where is None else list(self._parts(where))
+        return whole.rank(np.ascontiguousarray(queries), parts, left_out=left_out)
+
     def search_entry(self, name: str, *, top_k: int, where: Filter | None = None) -> Ranking:
         """The ranking (1, k) of the entries most like one that the gallery holds, itself left out.
 
@@ -113,9 +127,32 @@ class Snapshot:
 
     def matching(self, where: Filter) -> Iterator[Entry]:
         """The entries that a filter accepts, in row order."""
-        for part in self._parts(where):
+        for block, part in zip(self.blocks, self._parts(where), strict=True):
             for place in np.flatnonzero(np.asarray(part.accepted)).tolist():
-                yield part.block.entries[place]
+                yield block.entries[place]
+
+    def listed(self, *, after: int = NO_ROW) -> Iterator[tuple[int, Entry]]:
+        """The entries behind a row, each with its own row, in row order."""
+        for block in self.blocks[int(np.searchsorted(self._last_rows, after, side="right")) :]:
+            for place in np.flatnonzero(block.live & (block.rows > after)).tolist():
+                yield int(block.rows[place]), block.entries[place]
+
+    @property
+    def ranks_all(self) -> bool:
+        """Whether a search finds every row, so that a whole ranking is what it would say."""
+        return self.covered is None or self.covered.nominator.window is not None
+
+    def check_ranks_all(self) -> None:
+        """See that the whole gallery can be ranked, before anything is spent on it.
+
+        Raises:
+            IncompleteRankingError: the index answers its best hits only.
+        """
+        if not self.ranks_all:
+            raise IncompleteRankingError(
+                f"the gallery is searched by {self.kind}, which finds the best hits and may miss a row: a whole "
+                "ranking would not be its own; ask for top_k hits, or serve the gallery with --index flat"
+            )
 
     @staticmethod
     def check_top_k(top_k: int) -> None:
@@ -135,11 +172,8 @@ class Snapshot:
         """
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise QueryError(f"the gallery's embeddings have {self.dim} dimensions, the query has {queries.shape[-1]}")
-        with np.errstate(all="ignore"):  # a caller's numbers may overflow
-            norms = np.sqrt(np.vecdot(queries, queries))
-        # Written so that NaN fails.
-        if not (np.abs(norms - 1) <= UNIT_TOLERANCE).all():
-            raise QueryError(f"a query must be of unit length (L2-normalise it), got {norms.tolist()[:3]}")
+        if wrong := off_unit(queries):
+            raise QueryError(f"a query must be of unit length (L2-normalise it), got {wrong[0][1]:g}")
 
     def vector(self, row: int) -> Embedding:
         """The embedding (dim,) of a live row."""

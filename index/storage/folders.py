@@ -36,6 +36,19 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A hidden file beside `path` to be written; it takes the place of `path`, durably, when the block ends well."""
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+        sync(path.absolute().parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder where there is none, and those above it that are missing, durably."""
     folder = folder.absolute()

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from reidserve.datasets import path_to_text
-from reidserve.embed import UNIT_TOLERANCE, Embedding
+from reidserve.embed import Embedding, off_unit
 from reidserve.errors import EntryError, EntryNotFoundError, GalleryError, GalleryFullError
 from reidserve.index.entry import Entry
 from reidserve.index.storage.database import (
@@ -319,11 +319,8 @@ class Store:
             raise EntryError(
                 f"entry {record.entry.id!r}: expected a vector of {self.origin.dim} dimensions, got {vector.shape}"
             )
-        with np.errstate(all="ignore"):  # a caller's numbers may overflow
-            length = float(np.sqrt(np.vecdot(vector, vector)))
-        # Written so that NaN fails.
-        if not abs(length - 1) <= UNIT_TOLERANCE:
-            raise EntryError(f"entry {record.entry.id!r}: expected a vector of unit length, got {length:g}")
+        if wrong := off_unit(vector[np.newaxis]):
+            raise EntryError(f"entry {record.entry.id!r}: expected a vector of unit length, got {wrong[0][1]:g}")
 
     def _put(self, records: Sequence[Record]) -> Written:
         if not records:
