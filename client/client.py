@@ -1,10 +1,8 @@
 """The client: a Python face of reid.v1 that needs no ML package."""
 
-import sys
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +12,21 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from reidserve.client.filters import Attribute, Filter, filter_message, read_attributes, read_time
+from reidserve.client.filters import Filter, filter_message
+from reidserve.client.results import (
+    Entry,
+    Gallery,
+    Ranked,
+    SearchResult,
+    read_entry,
+    read_gallery,
+    read_little_endian,
+    read_ranked,
+    read_search,
+)
 from reidserve.errors import QueryError, RequestError
 from reidserve.proto.reid.v1 import reid_pb2
-from reidserve.proto.reid.v1.reid_pb2_grpc import SearchServiceStub
+from reidserve.proto.reid.v1.reid_pb2_grpc import GalleryServiceStub, SearchServiceStub
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 _MAX_MESSAGE = 32 * 2**20
@@ -25,49 +34,25 @@ _MAX_MESSAGE = 32 * 2**20
 Image = bytes | str | PathLike[str]
 """Encoded bytes, or the path of an image file."""
 
+_Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
-    """An entry of the gallery that was found.
+class Rerank:
+    """How the best hits are ordered again: k-reciprocal encoding (Zhong et al., 2017). The server checks its bounds.
 
     Attributes:
-        entry_id: its id in the gallery.
-        pid: the identity; None where unknown.
-        camid: the camera; None where unknown.
-        score: cosine of query and entry, -1 to 1, higher is better.
-        rank: 1 for the best.
-        timestamp: when it was taken, in UTC; None where unknown.
-        attributes: what else is known of it, by name.
+        k1: neighbours of an image that may have it among theirs, 1 to 1,000.
+        k2: nearest images whose encodings are averaged, 1 to 1,000.
+        weight: the share of the plain distance in the final one, 0 to 1.
+        shortlist: how many hits are ordered again, top_k to 1,000.
     """
 
-    entry_id: str
-    pid: str | None
-    camid: str | None
-    score: float
-    rank: int
-    timestamp: datetime | None = None
-    attributes: Mapping[str, Attribute] = field(default_factory=dict, hash=False)
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """A ranking and what it was computed from.
-
-    Attributes:
-        hits: best first.
-        model: identity of the server's model.
-        engine: what computed it, such as "fp32/onnxruntime-cpu".
-        generation: the state of the gallery that was searched.
-        timings: seconds by stage (decode, embed, search, total); a stage that was not needed is absent.
-    """
-
-    hits: Sequence[Hit]
-    model: str
-    engine: str
-    generation: int
-    timings: Mapping[str, float]
+    k1: int = 20
+    k2: int = 6
+    weight: float = 0.3
+    shortlist: int = 100
 
 
 class Client:
@@ -90,30 +75,125 @@ class Client:
             raise QueryError(f"a server is host:port, got {target!r}")
         self._channel = grpc.insecure_channel(target, options=options)
         self._stub = SearchServiceStub(self._channel)
+        self._galleries = GalleryServiceStub(self._channel)
 
-    def search(self, image: Image, top_k: int = 10, *, gallery: str = "", where: Filter | None = None) -> SearchResult:
-        """The `top_k` entries most like an image, of those that `where` lets through."""
-        data = image if isinstance(image, bytes) else Path(image).read_bytes()
-        return self._search(_request(top_k, where, image=data, gallery=gallery))
+    def search(
+        self,
+        image: Image,
+        top_k: int = 10,
+        *,
+        gallery: str = "",
+        where: Filter | None = None,
+        generation: int | None = None,
+        rerank: Rerank | None = None,
+        min_score: float | None = None,
+    ) -> SearchResult:
+        """The `top_k` entries most like an image, of those that `where` lets through.
+
+        Of a `generation` other than the newest, it is answered while the server keeps it. `rerank` orders the best
+        hits again; hits below `min_score` are left out.
+        """
+        return self._search(
+            image=_encoded(image),
+            top_k=top_k,
+            gallery=gallery,
+            where=where,
+            generation=generation,
+            rerank=rerank,
+            min_score=min_score,
+        )
 
     def search_embedding(
-        self, embedding: Sequence[float], top_k: int = 10, *, gallery: str = "", where: Filter | None = None
+        self,
+        embedding: Sequence[float],
+        top_k: int = 10,
+        *,
+        gallery: str = "",
+        where: Filter | None = None,
+        generation: int | None = None,
+        rerank: Rerank | None = None,
+        min_score: float | None = None,
     ) -> SearchResult:
         """The `top_k` entries most like an embedding of the server's own model, of unit length."""
-        raw = _little_endian(array("f", embedding)).tobytes()
-        return self._search(_request(top_k, where, embedding=raw, gallery=gallery))
+        return self._search(
+            embedding=_raw(embedding),
+            top_k=top_k,
+            gallery=gallery,
+            where=where,
+            generation=generation,
+            rerank=rerank,
+            min_score=min_score,
+        )
 
     def search_entry(
-        self, entry_id: str, top_k: int = 10, *, gallery: str = "", where: Filter | None = None
+        self,
+        entry_id: str,
+        top_k: int = 10,
+        *,
+        gallery: str = "",
+        where: Filter | None = None,
+        generation: int | None = None,
+        rerank: Rerank | None = None,
+        min_score: float | None = None,
     ) -> SearchResult:
         """The `top_k` entries most like an entry of the gallery, itself left out."""
-        return self._search(_request(top_k, where, entry_id=entry_id, gallery=gallery))
+        return self._search(
+            entry_id=entry_id,
+            top_k=top_k,
+            gallery=gallery,
+            where=where,
+            generation=generation,
+            rerank=rerank,
+            min_score=min_score,
+        )
+
+    def rank(
+        self, image: Image, *, gallery: str = "", where: Filter | None = None, generation: int | None = None
+    ) -> Ranked:
+        """Every entry that `where` lets through, ranked by an image; a gallery whose index may miss one refuses."""
+        return self._rank(image=_encoded(image), gallery=gallery, where=where, generation=generation)
+
+    def rank_embedding(
+        self,
+        embedding: Sequence[float],
+        *,
+        gallery: str = "",
+        where: Filter | None = None,
+        generation: int | None = None,
+    ) -> Ranked:
+        """Every entry that `where` lets through, ranked by an embedding of the server's own model, of unit length."""
+        return self._rank(embedding=_raw(embedding), gallery=gallery, where=where, generation=generation)
+
+    def rank_entry(
+        self, entry_id: str, *, gallery: str = "", where: Filter | None = None, generation: int | None = None
+    ) -> Ranked:
+        """Every entry that `where` lets through, ranked by an entry of the gallery, itself left out."""
+        return self._rank(entry_id=entry_id, gallery=gallery, where=where, generation=generation)
+
+    def gallery(self, name: str = "", *, generation: int | None = None) -> Gallery:
+        """What is known of a gallery as a whole; the state of a `generation` that is named is kept for a minute."""
+        request = _message(reid_pb2.GetGalleryRequest, gallery=name, generation=generation)
+        response = self._call(lambda: self._galleries.GetGallery(request, timeout=self._timeout))
+        return read_gallery(response.gallery)
+
+    def entries(self, gallery: str = "", *, generation: int | None = None) -> Iterator[Entry]:
+        """The entries of a gallery in row order, all of one state, which is kept for a minute after each page."""
+        token = ""
+        while True:
+            request = _message(reid_pb2.ListEntriesRequest, gallery=gallery, generation=generation, page_token=token)
+            response = self._list(request)
+            yield from map(read_entry, response.entries)
+            token, generation = response.next_page_token, response.generation
+            if not token:
+                return
 
     def embed(self, image: Image) -> "array[float]":
         """An image's embedding, float32 of unit length."""
-        data = image if isinstance(image, bytes) else Path(image).read_bytes()
-        response = self._call(lambda: self._stub.Embed(reid_pb2.EmbedRequest(image=data), timeout=self._timeout))
-        return _little_endian(array("f", response.embedding))
+        request = reid_pb2.EmbedRequest(image=_encoded(image))
+        response = self._call(lambda: self._stub.Embed(request, timeout=self._timeout))
+        embedding = array("f", response.embedding)
+        read_little_endian(embedding)
+        return embedding
 
     def close(self) -> None:
         """Close the connection."""
@@ -127,22 +207,17 @@ class Client:
     ) -> None:
         self.close()
 
-    def _search(self, request: reid_pb2.SearchRequest) -> SearchResult:
-        response = self._call(lambda: self._stub.Search(request, timeout=self._timeout))
-        hits = [
-            Hit(
-                entry_id=hit.entry_id,
-                pid=hit.pid if hit.HasField("pid") else None,
-                camid=hit.camid if hit.HasField("camid") else None,
-                score=hit.score,
-                rank=hit.rank,
-                timestamp=read_time(hit.timestamp) if hit.HasField("timestamp") else None,
-                attributes=read_attributes(hit.attributes),
-            )
-            for hit in response.hits
-        ]
-        timings = {stage.name: value.ToNanoseconds() / 1e9 for stage, value in response.timings.ListFields()}
-        return SearchResult(hits, response.model.identity, response.model.engine, response.generation, timings)
+    def _search(self, *, where: Filter | None, rerank: Rerank | None, **fields: Any) -> SearchResult:  # noqa: ANN401
+        again = None if rerank is None else _message(reid_pb2.Rerank, **asdict(rerank))
+        request = _message(reid_pb2.SearchRequest, filter=_said(where), rerank=again, **fields)
+        return read_search(self._call(lambda: self._stub.Search(request, timeout=self._timeout)))
+
+    def _rank(self, *, where: Filter | None, **fields: Any) -> Ranked:  # noqa: ANN401  # the message checks them
+        request = _message(reid_pb2.RankRequest, filter=_said(where), **fields)
+        return self._call(lambda: read_ranked(self._stub.Rank(request, timeout=self._timeout)))
+
+    def _list(self, request: reid_pb2.ListEntriesRequest) -> reid_pb2.ListEntriesResponse:
+        return self._call(lambda: self._galleries.ListEntries(request, timeout=self._timeout))
 
     def _call(self, call: Callable[[], _Response]) -> _Response:
         try:
@@ -151,15 +226,24 @@ class Client:
             raise _request_error(error, self._target) from error
 
 
-def _request(
-    top_k: int,
-    where: Filter | None,
-    **fields: Any,  # noqa: ANN401  # the message checks them
-) -> reid_pb2.SearchRequest:
-    said = None if where is None else filter_message(where)
+def _encoded(image: Image) -> bytes:
+    return image if isinstance(image, bytes) else Path(image).read_bytes()
+
+
+def _raw(embedding: Sequence[float]) -> bytes:
+    numbers = array("f", embedding)
+    read_little_endian(numbers)
+    return numbers.tobytes()
+
+
+def _said(where: Filter | None) -> reid_pb2.Filter | None:
+    return None if where is None else filter_message(where)
+
+
+def _message(kind: Callable[..., _Request], **fields: Any) -> _Request:  # noqa: ANN401  # the message checks them
     try:
-        return reid_pb2.SearchRequest(top_k=top_k, filter=said, **fields)
-    except ValueError as error:  # a number of more than 32 bits, a text that is not Unicode
+        return kind(**fields)
+    except ValueError as error:  # a number of more bits than it may have, a text that is not Unicode
         raise QueryError(f"the query does not fit the protocol: {error}") from error
 
 
@@ -175,9 +259,3 @@ def _request_error(error: grpc.RpcError, target: str) -> RequestError:
             return RequestError(message, code=code.name, reason=info.reason)
     hint = " (is reid-serve running there?)" if code is grpc.StatusCode.UNAVAILABLE else ""
     return RequestError(f"{target}: {message}{hint}", code=code.name, reason=code.name)
-
-
-def _little_endian(numbers: "array[float]") -> "array[float]":
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers

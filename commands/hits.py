@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from reidserve.index import Hit
 
 HitFacts = Mapping[str, object]
-"""entry_id, pid, camid, score, rank, timestamp and attributes of one hit, as the client's Hit has them."""
+"""What one hit says, by name, as the client's Hit has it."""
 
 
 def hit_facts(hit: "Hit") -> HitFacts:
@@ -24,12 +24,14 @@ def hit_facts(hit: "Hit") -> HitFacts:
         "rank": hit.rank,
         "timestamp": _time(entry.timestamp),
         "attributes": dict(sorted(entry.attributes.items())),
+        "reranked_distance": hit.reranked_distance,
     }
 
 
 def print_hits(hits: Sequence[HitFacts]) -> None:
     """Print hits for people, best first, one a line."""
-    columns = ("rank", "score", "pid", "camid", "entry_id")
+    distance = any(hit["reranked_distance"] is not None for hit in hits) * ("reranked_distance",)
+    columns = ("rank", *distance, "score", "pid", "camid", "entry_id")
     rows = [columns, *(tuple(_text(hit[column]) for column in columns) for hit in hits)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(columns) - 1)]
     print_lines(

@@ -32,9 +32,10 @@ def serve(
     kind: Index = "auto",
     index_device: IndexDevice = "cpu",
     max_memory: Memory = None,
+    threshold: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Serve galleries over gRPC (reid.v1.SearchService) until SIGTERM or Ctrl-C.
+    """Serve galleries over gRPC (reid.v1) until SIGTERM or Ctrl-C.
 
     Health (grpc.health.v1) is SERVING from the moment the model's canaries hold and the galleries are open; then a
     line says so. What other processes write to the galleries is served within about a second. SIGTERM finishes the
@@ -45,6 +46,7 @@ def serve(
         model: The artifact that the galleries were built with.
         listen: Host and port; port 0 takes a free one, which the ready line names.
         grace: Seconds that calls under way may take after SIGTERM.
+        threshold: A file with the model's calibrated threshold; searches are then told whether they found a match.
     """
     import asyncio
     import logging
@@ -71,6 +73,7 @@ def serve(
                     "engine": embedder.engine,
                     "galleries": entries,
                     "damaged": damaged,
+                    "threshold": ready.pipeline.threshold,
                 }
             )
             return
@@ -82,10 +85,15 @@ def serve(
                     f"{name} ({count} entries{f', {damaged[name]} damaged left out' * bool(damaged[name])})"
                     for name, count in entries.items()
                 ),
+                **(
+                    {}
+                    if threshold is None
+                    else {"threshold": f"{ready.pipeline.threshold} from {path_to_text(threshold)}"}
+                ),
             }
         )
 
-    settings = Settings(model, gallery, listen, device, grace, kind, index_device, max_memory)
+    settings = Settings(model, gallery, listen, device, grace, kind, index_device, max_memory, threshold)
     asyncio.run(serve_until_stopped(settings, on_ready=tell))
 
 

@@ -43,28 +43,31 @@ class Batcher(Generic[_Item, _Answer]):
         self._thread.shutdown()
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
-            batch = self._take()
-            if not batch:
+            if batch := self._take():
+                await self._answer(batch)
+                # Answers may be large: they are their callers' from here on.
+                del batch
+            else:
                 self._arrived.clear()
+
+    async def _answer(self, batch: Sequence[tuple[_Item, asyncio.Future[_Answer]]]) -> None:
+        items = [item for item, _ in batch]
+        results: Sequence[_Answer | Exception]
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, items)
+            if len(results) != len(items):
+                raise RuntimeError(f"{len(items)} items got {len(results)} answers")
+        except Exception as error:  # noqa: BLE001  # nobody's fault: all are told, and the worker lives on
+            results = [error] * len(batch)
+        for (_, answer), result in zip(batch, results, strict=True):
+            if answer.cancelled():
                 continue
-            items = [item for item, _ in batch]
-            results: Sequence[_Answer | Exception]
-            try:
-                results = await loop.run_in_executor(self._thread, self._compute, items)
-                if len(results) != len(items):
-                    raise RuntimeError(f"{len(items)} items got {len(results)} answers")
-            except Exception as error:  # noqa: BLE001  # nobody's fault: all are told, and the worker lives on
-                results = [error] * len(batch)
-            for (_, answer), result in zip(batch, results, strict=True):
-                if answer.cancelled():
-                    continue
-                if isinstance(result, Exception):
-                    answer.set_exception(result)
-                else:
-                    answer.set_result(result)
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
 
     def _take(self) -> list[tuple[_Item, asyncio.Future[_Answer]]]:
         batch: list[tuple[_Item, asyncio.Future[_Answer]]] = []

@@ -1,13 +1,16 @@
-"""Filters and hits: messages of reid.v1 to values of the index, and back."""
+"""Filters, hits and entries: messages of reid.v1 to values, and back."""
 
+import re
 from collections.abc import Mapping
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from reidserve.errors import QueryError
-from reidserve.index import Hit
+from reidserve.index import Entry, Hit
 from reidserve.index.filters import Condition, Filter, Test
+from reidserve.index.rerank import Reranking
 from reidserve.proto.reid.v1 import reid_pb2
+from reidserve.server.ranker import Shortlist
 
 MAX_CONDITIONS = 64
 MAX_TEXTS, MAX_VALUES = 100_000, 10_000
@@ -16,6 +19,8 @@ where others wait: 0.5 us a text and 2.6 us a value."""
 
 # What a google.protobuf.Timestamp may say: the years 1 to 9999.
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+
+_TOKEN = re.compile("([0-9]{1,18})[.]([0-9]{1,18})")
 
 _TESTS: Mapping[str, Test] = {
     "equal": "==",
@@ -45,10 +50,58 @@ def read_filter(message: reid_pb2.Filter) -> Filter:
     )
 
 
+def read_shortlist(message: reid_pb2.Rerank) -> Shortlist:
+    """How the best hits are ordered again; what is not set is as the paper has it.
+
+    Raises:
+        QueryError: a number is out of its bounds.
+    """
+    given = {name.name: value for name, value in message.ListFields()}
+    length = given.pop("shortlist", None)
+    how = Reranking(**given)
+    return Shortlist(how=how) if length is None else Shortlist(length, how)
+
+
+def page_token(generation: int, row: int) -> str:
+    """What asks for the entries behind a row of one state of a gallery."""
+    return f"{generation}.{row}"
+
+
+def read_page_token(token: str) -> tuple[int, int]:
+    """The generation and the row of a page token.
+
+    Raises:
+        QueryError: it is none of ours.
+    """
+    found = _TOKEN.fullmatch(token)
+    if found is None:
+        raise QueryError(f"page_token must be a next_page_token that ListEntries gave, got {token[:40]!r}")
+    return int(found[1]), int(found[2])
+
+
 def hit_message(hit: Hit) -> reid_pb2.Hit:
     """The message that says a hit; a time that no Timestamp may say is left out."""
     entry = hit.entry
-    message = reid_pb2.Hit(entry_id=entry.id, pid=entry.pid, camid=entry.camid, score=hit.score, rank=hit.rank)
+    message = reid_pb2.Hit(
+        entry_id=entry.id,
+        pid=entry.pid,
+        camid=entry.camid,
+        score=hit.score,
+        rank=hit.rank,
+        reranked_distance=hit.reranked_distance,
+    )
+    _say_more(message, entry)
+    return message
+
+
+def entry_message(row: int, entry: Entry) -> reid_pb2.Entry:
+    """The message that says an entry; a time that no Timestamp may say is left out."""
+    message = reid_pb2.Entry(row=row, entry_id=entry.id, pid=entry.pid, camid=entry.camid, source=entry.source)
+    _say_more(message, entry)
+    return message
+
+
+def _say_more(message: reid_pb2.Hit | reid_pb2.Entry, entry: Entry) -> None:
     if entry.timestamp is not None:
         seconds, microseconds = divmod(entry.timestamp, 1_000_000)
         if _FIRST_SECOND <= seconds <= _LAST_SECOND:
@@ -63,7 +116,6 @@ def hit_message(hit: Hit) -> reid_pb2.Hit:
                 message.attributes[name].number = value
             case str():
                 message.attributes[name].text = value
-    return message
 
 
 def _check_size(message: reid_pb2.Filter) -> None:

@@ -20,12 +20,15 @@ from reidserve.embed import Device, Embedder, open_embedder
 from reidserve.embed.images import MAX_BYTES
 from reidserve.errors import GalleryError, ServerError
 from reidserve.index import Gallery, IndexDevice, IndexKind, open_gallery
+from reidserve.index.threshold import Threshold, read_threshold
+from reidserve.server.calls import Calls
 from reidserve.server.pipeline import Pipeline
-from reidserve.server.service import SERVICE, SearchService
+from reidserve.server.service import GALLERY_SERVICE, SERVICE, handlers
 
 # Room for the largest image and what stands around it, so that our own error meets an image that is too large.
 _MAX_MESSAGE = 2 * MAX_BYTES
 _UNLIMITED = 2**20
+_KEEPALIVE_MILLISECONDS = 60_000
 _REFRESH_SECONDS = 1.0
 _NAMED_DAMAGES = 20
 _LAST_WORDS_SECONDS = 1.0  # for replies that are on their way when the last call is done
@@ -48,6 +51,7 @@ class Settings:
         index: how rows are searched.
         index_device: where rows are searched.
         max_memory: what each gallery's entries may take, bytes; None for no limit.
+        threshold: the file of the model's calibrated threshold; None for none.
     """
 
     model: Path
@@ -58,6 +62,7 @@ class Settings:
     index: IndexKind = "auto"
     index_device: IndexDevice = "cpu"
     max_memory: int | None = None
+    threshold: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
 
     Raises:
         ServerError: the address cannot be listened on.
-        ArtifactError, DeviceError, GalleryError: what was to be served cannot be.
+        ArtifactError, DeviceError, GalleryError, ThresholdError: what was to be served cannot be.
     """
     _check_address(settings.listen)
     stop = asyncio.Event()
@@ -89,8 +94,8 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
-    service, checks = SearchService(), health_aio.HealthServicer()
-    server, address = await _start(settings.listen, service, checks)
+    calls, checks = Calls(), health_aio.HealthServicer()
+    server, address = await _start(settings.listen, calls, checks)
     try:
         loading = _in_background(lambda: _load(settings))
         stopping = asyncio.create_task(stop.wait())
@@ -98,15 +103,15 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
             return
-        embedder, galleries = await loading
-        pipeline = Pipeline(embedder, galleries)
+        embedder, galleries, threshold = await loading
+        pipeline = Pipeline(embedder, galleries, threshold=None if threshold is None else threshold.score)
         refreshing = asyncio.create_task(_keep_fresh(pipeline))
-        service.pipeline = pipeline
+        calls.pipeline = pipeline
         await _tell(checks, serving=True)
         on_ready(Ready(address, pipeline))
         await stopping
         await checks.enter_graceful_shutdown()
-        await service.drain(grace=settings.grace)
+        await calls.drain(grace=settings.grace)
         await server.stop(_LAST_WORDS_SECONDS)
         refreshing.cancel()
         await asyncio.gather(refreshing, return_exceptions=True)
@@ -131,20 +136,24 @@ def _in_background(work: Callable[[], _Result]) -> "asyncio.Future[_Result]":
     return asyncio.wrap_future(done)
 
 
-async def _start(listen: str, service: SearchService, checks: health_aio.HealthServicer) -> tuple[grpc.aio.Server, str]:
+async def _start(listen: str, calls: Calls, checks: health_aio.HealthServicer) -> tuple[grpc.aio.Server, str]:
     # Without so_reuseport 0 two servers would share a port in silence.
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", _MAX_MESSAGE),
+            # A caller whose machine is gone holds nothing for longer; gRPC would take two hours to notice.
+            ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
             # Above 1,000 waiting calls gRPC cancels some at random, without a word: admission is the pipeline's.
             ("grpc.server.max_pending_requests", _UNLIMITED),
             ("grpc.server.max_pending_requests_hard_limit", _UNLIMITED),
         ]
     )
-    server.add_generic_rpc_handlers((service.handlers(),))
+    server.add_generic_rpc_handlers(handlers(calls))
     add_HealthServicer_to_server(checks, server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection(
+        (SERVICE, GALLERY_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
     await _tell(checks, serving=False)
     try:
         port = server.add_insecure_port(listen)
@@ -164,12 +173,14 @@ def _check_address(listen: str) -> None:
 async def _tell(checks: health_aio.HealthServicer, *, serving: bool) -> None:
     statuses = health_pb2.HealthCheckResponse
     status = statuses.SERVING if serving else statuses.NOT_SERVING
-    for name in (health.OVERALL_HEALTH, SERVICE):
+    for name in (health.OVERALL_HEALTH, SERVICE, GALLERY_SERVICE):
         await checks.set(name, status)
 
 
-def _load(settings: Settings) -> tuple[Embedder, dict[str, Gallery]]:
+def _load(settings: Settings) -> tuple[Embedder, dict[str, Gallery], Threshold | None]:
     embedder = open_embedder(settings.model, device=settings.device)
+    identity = embedder.contract.identity
+    threshold = None if settings.threshold is None else read_threshold(settings.threshold, identity=identity)
     galleries: dict[str, Gallery] = {}
     for folder in settings.galleries:
         name = folder.absolute().name.removesuffix(".gallery")
@@ -177,7 +188,7 @@ def _load(settings: Settings) -> tuple[Embedder, dict[str, Gallery]]:
             raise GalleryError(f"two galleries are named {name!r}: rename a folder")
         opened = open_gallery(
             folder,
-            identity=embedder.contract.identity,
+            identity=identity,
             kind=settings.index,
             device=settings.index_device,
             max_memory=settings.max_memory,
@@ -192,7 +203,7 @@ def _load(settings: Settings) -> tuple[Embedder, dict[str, Gallery]]:
             )
         for damage in opened.snapshot.damaged[:_NAMED_DAMAGES]:
             _logger.warning("gallery %s serves without entry %r: %s (reid-index verify)", name, damage.id, damage.fault)
-    return embedder, galleries
+    return embedder, galleries, threshold
 
 
 async def _keep_fresh(pipeline: Pipeline) -> None:

@@ -12,10 +12,13 @@ from google.rpc import error_details_pb2, status_pb2
 from reidserve.errors import (
     EntryNotFoundError,
     GalleryNotFoundError,
+    GenerationGoneError,
     ImageError,
+    IncompleteRankingError,
     NotServingError,
     OverloadedError,
     QueryError,
+    ReaderStalledError,
     ReidError,
 )
 
@@ -27,10 +30,13 @@ DETAILS_KEY = "grpc-status-details-bin"
 _TABLE: Mapping[type[Exception], grpc.StatusCode] = {
     EntryNotFoundError: grpc.StatusCode.NOT_FOUND,
     GalleryNotFoundError: grpc.StatusCode.NOT_FOUND,
+    GenerationGoneError: grpc.StatusCode.FAILED_PRECONDITION,
+    IncompleteRankingError: grpc.StatusCode.FAILED_PRECONDITION,
     QueryError: grpc.StatusCode.INVALID_ARGUMENT,
     ImageError: grpc.StatusCode.INVALID_ARGUMENT,
     DecodeError: grpc.StatusCode.INVALID_ARGUMENT,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ReaderStalledError: grpc.StatusCode.DEADLINE_EXCEEDED,
     NotServingError: grpc.StatusCode.UNAVAILABLE,
     ReidError: grpc.StatusCode.INTERNAL,
 }

@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +106,15 @@ async def test_a_fault_of_the_engine_fails_that_batch_and_the_worker_lives_on(ba
         await batcher.submit(images[0])
     gate.fault = None
     assert (await batcher.submit(images[0])).shape == (24,)
+
+
+async def test_an_idle_worker_keeps_no_answer_in_memory():
+    batcher: Batcher = Batcher(lambda items: [np.full(3, item) for item in items], most=4, name="large")
+    answers = await asyncio.gather(*(batcher.submit(item) for item in range(6)))
+    kept = [weakref.ref(answer) for answer in answers]
+    assert [answer.tolist() for answer in answers] == [[item] * 3 for item in range(6)]
+    del answers
+    await asyncio.sleep(0.05)
+    gc.collect()
+    assert [answer() is None for answer in kept] == [True] * 6
+    await batcher.close()

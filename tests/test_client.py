@@ -40,6 +40,14 @@ def test_a_query_that_does_not_fit_the_protocol_is_refused_before_it_is_sent(ent
         client.search_entry(entry_id, top_k)
 
 
+@pytest.mark.parametrize(
+    "ask", [Client.rank_entry, Client.search_entry, lambda client, _: client.gallery("", generation=2**63)]
+)
+def test_a_request_that_does_not_fit_the_protocol_is_refused_by_every_method(ask):
+    with Client("127.0.0.1:1") as client, pytest.raises(QueryError, match="does not fit the protocol"):
+        ask(client, "a\udcff")
+
+
 def test_a_filter_is_heeded_by_each_way_of_searching(server: Server, crops):
     where = Filter(camids=["2"], pids=["0003", "0004", "nobody"])
     path = sorted(crops.iterdir())[0]
@@ -56,6 +64,21 @@ def test_a_filter_is_heeded_by_each_way_of_searching(server: Server, crops):
         set(),
     ]
     assert len(results[4].hits) == 40
+
+
+def test_a_whole_ranking_is_arrays_of_rows_and_scores(server: Server, crops):
+    path = sorted(crops.iterdir())[0]
+    with Client(server.target) as client:
+        by_image, by_embedding = client.rank(path), client.rank_embedding(client.embed(path))
+        by_entry = client.rank_entry(path.name, where=Filter(camids=["1"]))
+        names = {entry.row: entry.entry_id for entry in client.entries()}
+    assert (by_image.rows.typecode, by_image.scores.typecode) == ("q", "f")
+    assert by_image == by_embedding
+    assert [names[row] for row in by_image.rows][:1] == [path.name]
+    assert len(by_image.rows) == len(by_image.scores) == 40
+    assert {names[row] for row in by_entry.rows} == {one.name for one in crops.iterdir() if "_c1" in one.name} - {
+        path.name
+    }
 
 
 def test_an_embedding_is_a_float_array_of_unit_length(server: Server, crops):

@@ -22,8 +22,9 @@ from reidserve.embed import Embedder, open_embedder
 from reidserve.errors import EntryNotFoundError, OverloadedError, QueryError, ReidError, RequestError
 from reidserve.index import Origin, build_gallery, read_snapshot
 from reidserve.index.storage.store import create_store
+from reidserve.index.threshold import Threshold, write_threshold
 from reidserve.proto.reid.v1 import reid_pb2
-from reidserve.server.service import SERVICE
+from reidserve.server.service import GALLERY_SERVICE, SERVICE
 from tests.conftest import BIN, Server, run_command, start_server, stop_server, write_crops
 
 
@@ -162,8 +163,9 @@ def test_every_error_of_the_tree_has_a_status_and_nothing_unplanned_leaks():
     assert "secret" not in message
 
 
-def test_health_says_serving_for_the_server_and_the_service(server):
-    assert health(server.target) == health(server.target, SERVICE) == health_pb2.HealthCheckResponse.SERVING
+def test_health_says_serving_for_the_server_and_its_services(server):
+    said = {health(server.target, name) for name in ("", SERVICE, GALLERY_SERVICE)}
+    assert said == {health_pb2.HealthCheckResponse.SERVING}
 
 
 def test_reflection_describes_the_service_to_those_without_the_proto(server):
@@ -183,6 +185,93 @@ def test_reflection_describes_the_service_to_those_without_the_proto(server):
     assert result.returncode == 0, result.stderr
     hits = json.loads(result.stdout)["hits"]
     assert [hit["rank"] for hit in hits] == [1, 2, 3]
+
+
+def test_a_gallery_can_be_listed_by_those_without_the_proto(server, gallery: Path):
+    answers = []
+    for method, request in (("GetGallery", {}), ("ListEntries", {"pageSize": 3})):
+        arguments = ["--protocol", "grpc", "--http2-prior-knowledge", "-d", json.dumps(request)]
+        result = subprocess.run(
+            [BIN / "buf", "curl", *arguments, f"http://{server.target}/{GALLERY_SERVICE}/{method}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        answers.append(json.loads(result.stdout))
+    described, listed = answers
+    assert (described["gallery"]["name"], described["gallery"]["entries"]) == ("crops", "40")
+    assert described["gallery"]["model"]["identity"] == server.identity
+    assert [(int(one["row"]), one["entryId"]) for one in listed["entries"]] == [
+        (row, entry.id) for row, entry in list(read_snapshot(gallery).listed())[:3]
+    ]
+    assert listed["nextPageToken"]
+
+
+def test_an_image_ranks_the_whole_gallery_as_brute_force_does(client, gallery, crops, embedder: Embedder, server):
+    snapshot = read_snapshot(gallery)
+    for path in sorted(crops.iterdir())[::9]:
+        ranked = client.rank(path)
+        ranking = snapshot.rank_all(embedder.embed_encoded([path.read_bytes()]))
+        assert (list(ranked.rows), list(ranked.scores)) == (ranking.rows[0].tolist(), ranking.scores[0].tolist())
+        assert (ranked.model, ranked.generation) == (server.identity, snapshot.generation)
+        hits = client.search(path, 40).hits
+        names = {row: entry.id for row, entry in snapshot.listed()}
+        assert [(names[row], score) for row, score in zip(ranked.rows, ranked.scores, strict=True)] == [
+            (hit.entry_id, hit.score) for hit in hits
+        ]
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path, embedder: Embedder) -> Path:
+    threshold = Threshold(
+        identity=embedder.contract.identity,
+        score=0.999999,
+        criterion="search",
+        rate=0.01,
+        dataset="crops",
+        genuine=20,
+        impostors=20,
+        measured=0.5,
+    )
+    write_threshold(threshold, tmp_path / "threshold.json")
+    return tmp_path / "threshold.json"
+
+
+def test_the_command_says_plainly_whether_anybody_was_found(model: Path, gallery: Path, crops: Path, calibrated: Path):
+    known = sorted(crops.iterdir())[3]
+    running = start_server("--model", model, "--gallery", gallery, "--threshold", calibrated)
+    try:
+        server = ("--server", running.target, "--top-k", 3)
+        found = run_command("reid-search", known, *server)
+        other = run_command("reid-search", known.name, "--entry", *server)
+        again = run_command("reid-search", known.name, "--entry", "--rerank", *server)
+        facts = json.loads(run_command("reid-search", known.name, "--entry", "--rerank", "--json", *server).stdout)
+        plain = json.loads(run_command("reid-search", known.name, "--entry", "--json", *server).stdout)
+    finally:
+        assert stop_server(running) == 0
+    best = plain["hits"][0]["score"]
+    assert found.stdout.splitlines()[-1] == "match: best score 1.000000 reaches 0.999999"
+    assert other.stdout.splitlines()[-1] == f"no match: best score {best:.6f} is below 0.999999"
+    assert len(other.stdout.splitlines()) == 5
+    assert again.stdout.splitlines()[0].split() == ["rank", "reranked_distance", "score", "pid", "camid", "entry_id"]
+    assert (facts["match"], facts["threshold"], facts["best_score"]) == (False, 0.999999, best)
+    distances = [hit["reranked_distance"] for hit in facts["hits"]]
+    assert distances == sorted(distances)
+    assert {hit["reranked_distance"] for hit in plain["hits"]} == {None}
+
+
+def test_a_threshold_of_another_model_is_not_served(other_model: Path, tmp_path: Path, crops: Path, calibrated: Path):
+    other = open_embedder(other_model)
+    build_gallery(read_crops(crops), crops, tmp_path / "other.gallery", other)
+    served = run_command(
+        "reid-serve",
+        *("--model", other_model, "--gallery", tmp_path / "other.gallery", "--threshold", calibrated),
+        *("--listen", "127.0.0.1:0"),
+    )
+    assert served.returncode == 1
+    assert "threshold.json was calibrated with model" in served.stderr
+    assert f"this is model {other.contract.identity[:12]}" in served.stderr
 
 
 def test_a_filter_can_be_said_in_json(server):
@@ -298,9 +387,10 @@ def test_a_loading_server_says_so_and_serves_when_it_has_loaded(slow, model: Pat
     process, target, pipe = slow
     assert health(target) == health(target, SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
     with Client(target) as client:
-        with pytest.raises(RequestError, match="loading or draining") as refusal:
-            client.search_entry("0001_c1s1_000000_00.png")
-        assert (refusal.value.code, refusal.value.reason) == ("UNAVAILABLE", "NOT_SERVING")
+        for ask in (client.search_entry, client.rank_entry, client.gallery, lambda name: list(client.entries(name))):
+            with pytest.raises(RequestError, match="loading or draining") as refusal:
+                ask("0001_c1s1_000000_00.png")
+            assert (refusal.value.code, refusal.value.reason) == ("UNAVAILABLE", "NOT_SERVING")
         pipe.write_bytes((model / "canaries.json").read_bytes())
         assert json.loads(process.stdout.readline())["listening"] == target
         assert health(target) == health(target, SERVICE) == health_pb2.HealthCheckResponse.SERVING

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,17 +10,21 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
-from reidserve.client import Client
+from reidserve.client import Client, Hit, Rerank
 from reidserve.client import Filter as Asked
 from reidserve.client.filters import filter_message
-from reidserve.errors import RequestError
-from reidserve.index import Entry, Filter, Origin, Record, Snapshot, open_gallery, read_snapshot
+from reidserve.index import Entry, Filter, Gallery, Origin, Record, Snapshot, open_gallery, read_snapshot
+from reidserve.index.rerank import Reranking, rerank
 from reidserve.index.storage.store import create_store
 from reidserve.proto.reid.v1 import reid_pb2
+from reidserve.proto.reid.v1.reid_pb2_grpc import GalleryServiceStub, SearchServiceStub
+from reidserve.server.calls import Calls
 from reidserve.server.messages import read_filter
 from reidserve.server.pipeline import Pipeline
-from reidserve.server.service import SERVICE, SearchService
+from reidserve.server.service import SERVICE, handlers
 from tests.conftest import DIM, unit_rows
 from tests.test_messages import WRONG
 
@@ -46,6 +50,7 @@ def entry(number: int, rng: np.random.Generator) -> Entry:
         pid=known(f"{rng.integers(30):04}"),
         camid=known(f"c{rng.integers(5)}"),
         timestamp=known(MICROSECONDS + int(rng.integers(-3600, 3600)) * 1_000_001),
+        source=known(f"photographs/{number}.jpg"),
         attributes={name: value for name, value in attributes.items() if value is not None},
     )
 
@@ -66,16 +71,40 @@ def snapshot(gallery: Path) -> Snapshot:
     return read_snapshot(gallery)
 
 
-@pytest.fixture
-async def target(gallery, embedder):
-    service, server = SearchService(), grpc.aio.server()
-    server.add_generic_rpc_handlers((service.handlers(),))
+@asynccontextmanager
+async def serving(galleries: dict[str, Gallery], embedder, *, patience: float = 30.0, threshold: float | None = None):
+    """A server in this process: its target, pipeline and calls."""
+    calls, server = Calls(patience=patience), grpc.aio.server()
+    server.add_generic_rpc_handlers(handlers(calls))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    service.pipeline = Pipeline(embedder, {"labelled": open_gallery(gallery)})
-    yield f"127.0.0.1:{port}"
+    calls.pipeline = pipeline = Pipeline(embedder, galleries, threshold=threshold)
+    yield f"127.0.0.1:{port}", pipeline, calls
     await server.stop(None)
-    await service.pipeline.close()
+    await pipeline.close()
+
+
+@pytest.fixture
+async def target(gallery, embedder):
+    async with serving({"labelled": open_gallery(gallery)}, embedder) as (target, _, _):
+        yield target
+
+
+async def with_client(target: str, ask):
+    """What `ask` gets from a client, which blocks, and so on a thread."""
+
+    def work():
+        with Client(target) as client:
+            return ask(client)
+
+    return await asyncio.to_thread(work)
+
+
+def told(error: grpc.RpcError) -> tuple[str, str]:
+    """The status and the reason of a refusal."""
+    info = error_details_pb2.ErrorInfo()
+    assert rpc_status.from_call(error).details[0].Unpack(info)
+    return error.code().name, info.reason
 
 
 def random_filter(rng: np.random.Generator) -> Asked:
@@ -175,15 +204,11 @@ async def test_an_entry_outside_the_filter_may_be_searched_with(target: str, sna
 @pytest.mark.parametrize(("message", "reason"), WRONG.values(), ids=WRONG)
 async def test_a_wrong_filter_is_an_invalid_argument_with_its_reason(target: str, message, reason):
     request = reid_pb2.SearchRequest(entry_id="n1", filter=message)
-
-    def ask():
-        with Client(target) as client:
-            client._search(request)
-
-    with pytest.raises(RequestError) as refusal:
-        await asyncio.to_thread(ask)
-    assert (refusal.value.code, refusal.value.reason) == ("INVALID_ARGUMENT", "QUERY_INVALID")
-    assert reason in str(refusal.value)
+    async with grpc.aio.insecure_channel(target) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await SearchServiceStub(channel).Search(request)
+    assert told(refusal.value) == ("INVALID_ARGUMENT", "QUERY_INVALID")
+    assert reason in str(refusal.value.details())
 
 
 async def test_a_text_that_is_not_unicode_is_no_message(target):
@@ -201,3 +226,202 @@ async def test_a_wrong_filter_is_refused_before_the_query_is_looked_at(target):
     async with grpc.aio.insecure_channel(target) as channel:
         with pytest.raises(grpc.aio.AioRpcError, match="whole microseconds"):
             await channel.unary_unary(f"/{SERVICE}/Search")(raw)
+
+
+def plainly_reranked(snapshot: Snapshot, query: np.ndarray, top_k: int, shortlist: int, how: Reranking) -> list[tuple]:
+    """Entry, score, distance and rank: the best by score, sorted by distance, score and row."""
+    best = [(entry, score) for entry, score, _ in brute_force(snapshot, query, shortlist, Filter())]
+    vectors = np.stack([snapshot.vector(snapshot.row(entry.id)) for entry, _ in best])
+    distances = rerank(query[np.newaxis], vectors, how)[0].tolist()
+    order = sorted(range(len(best)), key=lambda place: (distances[place], place))[:top_k]
+    return [(best[place][0].id, best[place][1], distances[place], rank) for rank, place in enumerate(order, start=1)]
+
+
+def reranked(hits: Iterable[Hit]) -> list[tuple]:
+    return [(hit.entry_id, hit.score, hit.reranked_distance, hit.rank) for hit in hits]
+
+
+async def test_a_reranked_search_orders_the_shortlist_by_distance(target: str, snapshot: Snapshot):
+    queries = unit_rows(np.random.default_rng(9), 5, DIM)
+    asked = [Rerank(), Rerank(k1=5, k2=3, weight=0.0), Rerank(k1=8, k2=1, weight=0.7, shortlist=250)]
+
+    def ask(client: Client):
+        return [
+            [client.search_embedding(query.tolist(), 10, rerank=how).hits for query in queries]
+            for how in (*asked, None)
+        ]
+
+    *found, plain = await with_client(target, ask)
+    for how, answers in zip(asked, found, strict=True):
+        expected = Reranking(how.k1, how.k2, how.weight)
+        for query, hits in zip(queries, answers, strict=True):
+            assert reranked(hits) == plainly_reranked(snapshot, query, 10, how.shortlist, expected)
+    assert {hit.reranked_distance for hits in plain for hit in hits} == {None}
+    assert [[hit.entry_id for hit in hits] for hits in found[0]] != [[hit.entry_id for hit in hits] for hits in plain]
+
+
+async def test_hits_below_a_score_are_left_out_and_the_best_score_stays(target: str, snapshot: Snapshot):
+    query = unit_rows(np.random.default_rng(10), 1, DIM)[0].tolist()
+
+    def ask(client: Client):
+        everything = client.search_embedding(query, 100)
+        limit = everything.hits[30].score
+        return (
+            everything,
+            client.search_embedding(query, 100, min_score=limit),
+            client.search_embedding(query, 100, min_score=1.0),
+            client.search_embedding(query, 100, rerank=Rerank()),
+            client.search_embedding(query, 100, min_score=limit, rerank=Rerank()),
+            client.search_embedding(query, 100, where=Asked(ids=[])),
+        )
+
+    everything, some, none, again, some_again, empty = await with_client(target, ask)
+    limit = everything.hits[30].score
+    assert some.hits == [hit for hit in everything.hits if hit.score >= limit]
+    assert len(some.hits) >= 31
+    assert (none.hits, none.best_score, none.match, none.threshold) == ([], everything.hits[0].score, None, None)
+    kept = [hit for hit in again.hits if hit.score >= limit]
+    assert reranked(some_again.hits) == [
+        (hit.entry_id, hit.score, hit.reranked_distance, rank) for rank, hit in enumerate(kept, start=1)
+    ]
+    assert some_again.best_score == everything.best_score == everything.hits[0].score
+    assert (empty.hits, empty.best_score) == ([], None)
+
+
+async def test_a_server_with_a_threshold_says_whether_the_best_score_reaches_it(gallery, embedder, snapshot: Snapshot):
+    query = unit_rows(np.random.default_rng(11), 1, DIM)[0]
+    best = float(brute_force(snapshot, query, 1, Filter())[0][1])
+
+    def ask(client: Client):
+        return (
+            client.search_embedding(query.tolist(), 5),
+            client.search_embedding(query.tolist(), 5, rerank=Rerank(), min_score=1.0),
+            client.search_embedding(query.tolist(), 5, where=Asked(ids=[])),
+        )
+
+    answers = []
+    for threshold in (best, np.nextafter(best, 1)):
+        async with serving({"labelled": open_gallery(gallery)}, embedder, threshold=threshold) as (target, _, _):
+            answers.append(await with_client(target, ask))
+        assert {result.threshold for result in answers[-1]} == {threshold}
+    assert [[result.match for result in results] for results in answers] == [[True, True, False], [False, False, False]]
+    assert [result.best_score for result in answers[1]] == [best, best, None]
+    assert len(answers[1][0].hits) == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rerank": {"k1": 0}}, "k1 must be at least 1, got 0"),
+        ({"rerank": {"k1": 1001}}, "k1 must be 1 to 1,000, got 1001"),
+        ({"rerank": {"k2": -1}}, "k2 must be at least 1, got -1"),
+        ({"rerank": {"k2": 5000}}, "k2 must be 1 to 1,000, got 5000"),
+        ({"rerank": {"weight": 1.5}}, "weight must be 0 to 1, got 1.5"),
+        ({"rerank": {"weight": float("nan")}}, "weight must be 0 to 1, got nan"),
+        ({"rerank": {"shortlist": 0}}, "shortlist must be 1 to 1,000 hits, got 0"),
+        ({"rerank": {"shortlist": 1001}}, "shortlist must be 1 to 1,000 hits, got 1001"),
+        ({"rerank": {}, "top_k": 101}, "top_k must be 1 to the shortlist's 100 hits, got 101"),
+        ({"min_score": 1.5}, "min_score must be -1 to 1, got 1.5"),
+        ({"min_score": float("nan")}, "min_score must be -1 to 1, got nan"),
+    ],
+)
+async def test_a_way_of_searching_that_cannot_be_is_refused(target: str, fields, message):
+    request = reid_pb2.SearchRequest(entry_id="n1", **fields)
+    async with grpc.aio.insecure_channel(target) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await SearchServiceStub(channel).Search(request)
+    assert told(refusal.value) == ("INVALID_ARGUMENT", "QUERY_INVALID")
+    assert message in str(refusal.value.details())
+
+
+async def test_a_gallery_is_described(target: str, snapshot: Snapshot):
+    described = await with_client(target, lambda client: [client.gallery(), client.gallery("labelled", generation=1)])
+    assert described[0] == described[1]
+    assert (described[0].name, described[0].entries, described[0].dim, described[0].generation) == (
+        "labelled",
+        400,
+        DIM,
+        1,
+    )
+    assert (described[0].index, described[0].model, described[0].engine) == ("flat", "0" * 64, "fp32/onnxruntime-cpu")
+
+
+async def test_entries_are_listed_as_they_were_written(target: str, snapshot: Snapshot):
+    listed = await with_client(target, lambda client: list(client.entries()))
+    assert [
+        (one.row, *(one.entry_id, one.pid, one.camid, 0.0, 0), one.timestamp, one.attributes, one.source)
+        for one in listed
+    ] == [
+        (row, *said[:6], entry.attributes, entry.source)
+        for (row, entry), said in zip(
+            snapshot.listed(), as_asked((one, 0.0, 0) for one in snapshot.entries()), strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize("page_size", [1, 7, 399, 400, 401, 10**6, 0])
+async def test_pages_say_together_what_one_says(target: str, snapshot: Snapshot, page_size):
+    rows: list[int] = []
+    token, pages = "", 0
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = GalleryServiceStub(channel)
+        while not pages or token:
+            page = await stub.ListEntries(reid_pb2.ListEntriesRequest(page_size=page_size, page_token=token))
+            rows += [entry.row for entry in page.entries]
+            token, pages = page.next_page_token, pages + 1
+            assert page.generation == 1
+    assert rows == snapshot.rows().tolist()
+    assert pages == -(-400 // min(page_size or 1000, 400))
+
+
+async def test_a_page_of_long_entries_fits_a_message_and_the_rest_follows(tmp_path, embedder):
+    vectors = unit_rows(np.random.default_rng(12), 900, DIM)
+    with closing(create_store(tmp_path / "long.gallery", Origin("0" * 64, "fp32/onnxruntime-cpu", DIM))) as store:
+        store.upsert(
+            [
+                Record(Entry(f"{number:04}" + "x" * 4000), number.to_bytes(32, "big"), vector)
+                for number, vector in enumerate(vectors)
+            ]
+        )
+    async with serving({"long": open_gallery(tmp_path / "long.gallery")}, embedder) as (target, _, _):
+        async with grpc.aio.insecure_channel(target) as channel:
+            page = await GalleryServiceStub(channel).ListEntries(reid_pb2.ListEntriesRequest(page_size=900))
+        listed = await with_client(target, lambda client: list(client.entries()))
+    assert 2**20 <= page.ByteSize() < 2**20 + 5000
+    assert page.next_page_token
+    assert [int(one.entry_id[:4]) for one in listed] == list(range(900))
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "reason", "message"),
+    [
+        ({"page_size": -1}, "INVALID_ARGUMENT", "QUERY_INVALID", "page_size must be 0, for 1,000, or more, got -1"),
+        ({"page_token": "x"}, "INVALID_ARGUMENT", "QUERY_INVALID", "a next_page_token that ListEntries gave, got 'x'"),
+        ({"page_token": "1." + "9" * 30}, "INVALID_ARGUMENT", "QUERY_INVALID", "a next_page_token that"),
+        (
+            {"page_token": "1.5", "generation": 2},
+            "INVALID_ARGUMENT",
+            "QUERY_INVALID",
+            "is of generation 1, and generation 2",
+        ),
+        ({"page_token": "7.5"}, "FAILED_PRECONDITION", "GENERATION_GONE", "generation 7 of gallery 'labelled' is not"),
+        ({"generation": -5}, "FAILED_PRECONDITION", "GENERATION_GONE", "generation -5 of gallery 'labelled' is not"),
+        ({"gallery": "mall"}, "NOT_FOUND", "GALLERY_NOT_FOUND", "there is no gallery 'mall' here, there is labelled"),
+    ],
+)
+async def test_a_listing_that_cannot_be_is_refused(target: str, fields, code, reason, message):
+    async with grpc.aio.insecure_channel(target) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await GalleryServiceStub(channel).ListEntries(reid_pb2.ListEntriesRequest(**fields))
+    assert told(refusal.value) == (code, reason)
+    assert message in str(refusal.value.details())
+
+
+@pytest.mark.parametrize("method", ["SearchService/Rank", "GalleryService/GetGallery", "GalleryService/ListEntries"])
+async def test_bytes_that_are_no_message_are_refused_by_every_call(target, method):
+    async with grpc.aio.insecure_channel(target) as channel:
+        call = channel.unary_stream if method.endswith("Rank") else channel.unary_unary
+        answer = call(f"/reid.v1.{method}")(b"\xff\xff\xff garbage")
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await (answer.read() if method.endswith("Rank") else answer)
+    assert told(refusal.value) == ("INVALID_ARGUMENT", "REQUEST_INVALID")

@@ -32,6 +32,9 @@ class SearchRequest(_message.Message):
     GALLERY_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    RERANK_FIELD_NUMBER: _builtins.int
+    MIN_SCORE_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
     """An encoded JPEG, PNG, WebP or BMP: one crop of one person or vehicle."""
     embedding: _builtins.bytes
@@ -42,11 +45,21 @@ class SearchRequest(_message.Message):
     """The gallery's name; may stay empty where the server has only one."""
     top_k: _builtins.int
     """How many hits, 1 to 10,000; 10 where it is not set."""
+    generation: _builtins.int
+    """The state of the gallery to search: the newest one, or one that was listed, or asked for by its number, within the
+    last minute; a server keeps 4 such. The newest where it is not set.
+    """
+    min_score: _builtins.float
+    """Hits of a lower score are left out: -1 to 1, none where it is not set."""
     @_builtins.property
     def filter(self) -> Global___Filter:
         """Which entries may be found; every one where it is not set. Of one filter, up to 100,000 ids, pids and camids
         together, 64 conditions on attributes and 10,000 values in them are accepted.
         """
+
+    @_builtins.property
+    def rerank(self) -> Global___Rerank:
+        """Orders the best hits again by the neighbours that they share with the query; not where it is not set."""
 
     def __init__(
         self,
@@ -57,21 +70,83 @@ class SearchRequest(_message.Message):
         gallery: _builtins.str = ...,
         top_k: _builtins.int | None = ...,
         filter: Global___Filter | None = ...,
+        generation: _builtins.int | None = ...,
+        rerank: Global___Rerank | None = ...,
+        min_score: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "embedding", b"embedding", "entry_id", b"entry_id", "filter", b"filter", "image", b"image", "query", b"query", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "_min_score", b"_min_score", "_top_k", b"_top_k", "embedding", b"embedding", "entry_id", b"entry_id", "filter", b"filter", "generation", b"generation", "image", b"image", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "embedding", b"embedding", "entry_id", b"entry_id", "filter", b"filter", "gallery", b"gallery", "image", b"image", "query", b"query", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "_min_score", b"_min_score", "_top_k", b"_top_k", "embedding", b"embedding", "entry_id", b"entry_id", "filter", b"filter", "gallery", b"gallery", "generation", b"generation", "image", b"image", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__generation: _TypeAlias = _typing.Literal["generation"]  # noqa: Y015
+    _WhichOneofArgType__generation: _TypeAlias = _typing.Literal["_generation", b"_generation"]  # noqa: Y015
+    _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
+    _WhichOneofArgType__min_score: _TypeAlias = _typing.Literal["_min_score", b"_min_score"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
     _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["image", "embedding", "entry_id"]  # noqa: Y015
     _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__generation) -> _WhichOneofReturnType__generation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_score) -> _WhichOneofReturnType__min_score | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_query) -> _WhichOneofReturnType_query | None: ...
 
 Global___SearchRequest: _TypeAlias = SearchRequest  # noqa: Y015
+
+@_typing.final
+class Rerank(_message.Message):
+    """Re-ranking by k-reciprocal encoding (Zhong et al., 2017). The best hits by score are the shortlist, which is ordered
+    by distance; what is beyond it is not found.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    K1_FIELD_NUMBER: _builtins.int
+    K2_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    SHORTLIST_FIELD_NUMBER: _builtins.int
+    k1: _builtins.int
+    """Neighbours of an image that may have it among theirs: 1 to 1,000; 20 where it is not set."""
+    k2: _builtins.int
+    """Nearest images whose encodings are averaged: 1 to 1,000; 6 where it is not set."""
+    weight: _builtins.float
+    """The share of the plain distance in the final one: 0 to 1; 0.3 where it is not set."""
+    shortlist: _builtins.int
+    """How many hits are ordered again: top_k to 1,000; 100 where it is not set."""
+    def __init__(
+        self,
+        *,
+        k1: _builtins.int | None = ...,
+        k2: _builtins.int | None = ...,
+        weight: _builtins.float | None = ...,
+        shortlist: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k1", b"_k1", "_k2", b"_k2", "_shortlist", b"_shortlist", "_weight", b"_weight", "k1", b"k1", "k2", b"k2", "shortlist", b"shortlist", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k1", b"_k1", "_k2", b"_k2", "_shortlist", b"_shortlist", "_weight", b"_weight", "k1", b"k1", "k2", b"k2", "shortlist", b"shortlist", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__k1: _TypeAlias = _typing.Literal["k1"]  # noqa: Y015
+    _WhichOneofArgType__k1: _TypeAlias = _typing.Literal["_k1", b"_k1"]  # noqa: Y015
+    _WhichOneofReturnType__k2: _TypeAlias = _typing.Literal["k2"]  # noqa: Y015
+    _WhichOneofArgType__k2: _TypeAlias = _typing.Literal["_k2", b"_k2"]  # noqa: Y015
+    _WhichOneofReturnType__shortlist: _TypeAlias = _typing.Literal["shortlist"]  # noqa: Y015
+    _WhichOneofArgType__shortlist: _TypeAlias = _typing.Literal["_shortlist", b"_shortlist"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k1) -> _WhichOneofReturnType__k1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k2) -> _WhichOneofReturnType__k2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shortlist) -> _WhichOneofReturnType__shortlist | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___Rerank: _TypeAlias = Rerank  # noqa: Y015
 
 @_typing.final
 class Filter(_message.Message):
@@ -291,11 +366,24 @@ class SearchResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    MATCH_FIELD_NUMBER: _builtins.int
+    BEST_SCORE_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """The state of the gallery that was searched: how many writes had been committed."""
+    threshold: _builtins.float
+    """The score from which on two images are said to be of one identity, where the server has one for its model."""
+    match: _builtins.bool
+    """Whether the best score reaches the threshold; set where that is."""
+    best_score: _builtins.float
+    """The best score of all that may be found, whatever min_score leaves out and re-ranking puts first; set where there
+    is anything.
+    """
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
-        """Best first: by score, then in the order in which entries were written."""
+        """Best first: by score, then in the order in which entries were written; where re-ranking was asked for, by distance
+        before that.
+        """
 
     @_builtins.property
     def model(self) -> Global___Model:
@@ -312,12 +400,26 @@ class SearchResponse(_message.Message):
         model: Global___Model | None = ...,
         generation: _builtins.int = ...,
         timings: Global___Timings | None = ...,
+        threshold: _builtins.float | None = ...,
+        match: _builtins.bool | None = ...,
+        best_score: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_score", b"_best_score", "_match", b"_match", "_threshold", b"_threshold", "best_score", b"best_score", "match", b"match", "model", b"model", "threshold", b"threshold", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "hits", b"hits", "model", b"model", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_score", b"_best_score", "_match", b"_match", "_threshold", b"_threshold", "best_score", b"best_score", "generation", b"generation", "hits", b"hits", "match", b"match", "model", b"model", "threshold", b"threshold", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__best_score: _TypeAlias = _typing.Literal["best_score"]  # noqa: Y015
+    _WhichOneofArgType__best_score: _TypeAlias = _typing.Literal["_best_score", b"_best_score"]  # noqa: Y015
+    _WhichOneofReturnType__match: _TypeAlias = _typing.Literal["match"]  # noqa: Y015
+    _WhichOneofArgType__match: _TypeAlias = _typing.Literal["_match", b"_match"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_score) -> _WhichOneofReturnType__best_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__match) -> _WhichOneofReturnType__match | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
 Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
 
@@ -355,6 +457,7 @@ class Hit(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     TIMESTAMP_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    RERANKED_DISTANCE_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
     """The entry's id in its gallery."""
     pid: _builtins.str
@@ -365,6 +468,10 @@ class Hit(_message.Message):
     """Cosine of query and entry, -1 to 1, higher is better."""
     rank: _builtins.int
     """1 for the best."""
+    reranked_distance: _builtins.float
+    """How far it is from the query by the neighbours that they share, lower is better; set where re-ranking was asked
+    for.
+    """
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp:
         """When it was taken, in whole microseconds, where that is known and in the years 1 to 9999."""
@@ -383,21 +490,363 @@ class Hit(_message.Message):
         rank: _builtins.int = ...,
         timestamp: _timestamp_pb2.Timestamp | None = ...,
         attributes: _abc.Mapping[_builtins.str, Global___Value] | None = ...,
+        reranked_distance: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_camid", b"_camid", "_pid", b"_pid", "camid", b"camid", "pid", b"pid", "timestamp", b"timestamp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_camid", b"_camid", "_pid", b"_pid", "_reranked_distance", b"_reranked_distance", "camid", b"camid", "pid", b"pid", "reranked_distance", b"reranked_distance", "timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_camid", b"_camid", "_pid", b"_pid", "attributes", b"attributes", "camid", b"camid", "entry_id", b"entry_id", "pid", b"pid", "rank", b"rank", "score", b"score", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_camid", b"_camid", "_pid", b"_pid", "_reranked_distance", b"_reranked_distance", "attributes", b"attributes", "camid", b"camid", "entry_id", b"entry_id", "pid", b"pid", "rank", b"rank", "reranked_distance", b"reranked_distance", "score", b"score", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__camid: _TypeAlias = _typing.Literal["camid"]  # noqa: Y015
     _WhichOneofArgType__camid: _TypeAlias = _typing.Literal["_camid", b"_camid"]  # noqa: Y015
     _WhichOneofReturnType__pid: _TypeAlias = _typing.Literal["pid"]  # noqa: Y015
     _WhichOneofArgType__pid: _TypeAlias = _typing.Literal["_pid", b"_pid"]  # noqa: Y015
+    _WhichOneofReturnType__reranked_distance: _TypeAlias = _typing.Literal["reranked_distance"]  # noqa: Y015
+    _WhichOneofArgType__reranked_distance: _TypeAlias = _typing.Literal["_reranked_distance", b"_reranked_distance"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__camid) -> _WhichOneofReturnType__camid | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pid) -> _WhichOneofReturnType__pid | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reranked_distance) -> _WhichOneofReturnType__reranked_distance | None: ...
 
 Global___Hit: _TypeAlias = Hit  # noqa: Y015
+
+@_typing.final
+class RankRequest(_message.Message):
+    """What to rank a whole gallery against."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    GALLERY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    image: _builtins.bytes
+    """An encoded JPEG, PNG, WebP or BMP: one crop of one person or vehicle."""
+    embedding: _builtins.bytes
+    """An embedding of the server's own model: little-endian float32, of unit length."""
+    entry_id: _builtins.str
+    """An entry of the gallery, which is left out of its own ranking."""
+    gallery: _builtins.str
+    """The gallery's name; may stay empty where the server has only one."""
+    generation: _builtins.int
+    """The state of the gallery to rank, as in a SearchRequest; the newest where it is not set."""
+    @_builtins.property
+    def filter(self) -> Global___Filter:
+        """Which entries are ranked, as in a SearchRequest; every one where it is not set."""
+
+    def __init__(
+        self,
+        *,
+        image: _builtins.bytes = ...,
+        embedding: _builtins.bytes = ...,
+        entry_id: _builtins.str = ...,
+        gallery: _builtins.str = ...,
+        filter: Global___Filter | None = ...,
+        generation: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "embedding", b"embedding", "entry_id", b"entry_id", "filter", b"filter", "generation", b"generation", "image", b"image", "query", b"query"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "embedding", b"embedding", "entry_id", b"entry_id", "filter", b"filter", "gallery", b"gallery", "generation", b"generation", "image", b"image", "query", b"query"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__generation: _TypeAlias = _typing.Literal["generation"]  # noqa: Y015
+    _WhichOneofArgType__generation: _TypeAlias = _typing.Literal["_generation", b"_generation"]  # noqa: Y015
+    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["image", "embedding", "entry_id"]  # noqa: Y015
+    _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__generation) -> _WhichOneofReturnType__generation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_query) -> _WhichOneofReturnType_query | None: ...
+
+Global___RankRequest: _TypeAlias = RankRequest  # noqa: Y015
+
+@_typing.final
+class RankResponse(_message.Message):
+    """A page of a ranking, which goes on where the page before it ended. There is always a first one; the ranking is whole
+    when the stream ends with OK.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    rows: _builtins.bytes
+    """The entries' rows, as ListEntries says them, best first: little-endian int64. Up to 16,384."""
+    scores: _builtins.bytes
+    """The score of each row: little-endian float32."""
+    generation: _builtins.int
+    """The state of the gallery that was ranked."""
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """What embedded the query, or would have."""
+
+    def __init__(
+        self,
+        *,
+        rows: _builtins.bytes = ...,
+        scores: _builtins.bytes = ...,
+        generation: _builtins.int = ...,
+        model: Global___Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "model", b"model", "rows", b"rows", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankResponse: _TypeAlias = RankResponse  # noqa: Y015
+
+@_typing.final
+class GetGalleryRequest(_message.Message):
+    """The gallery to describe."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """The gallery's name; may stay empty where the server has only one."""
+    generation: _builtins.int
+    """The state to describe, as in a SearchRequest; the newest where it is not set."""
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        generation: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "generation", b"generation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "gallery", b"gallery", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__generation: _TypeAlias = _typing.Literal["generation"]  # noqa: Y015
+    _WhichOneofArgType__generation: _TypeAlias = _typing.Literal["_generation", b"_generation"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__generation) -> _WhichOneofReturnType__generation | None: ...
+
+Global___GetGalleryRequest: _TypeAlias = GetGalleryRequest  # noqa: Y015
+
+@_typing.final
+class GetGalleryResponse(_message.Message):
+    """What was asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gallery(self) -> Global___Gallery:
+        """As it stands at its generation."""
+
+    def __init__(
+        self,
+        *,
+        gallery: Global___Gallery | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGalleryResponse: _TypeAlias = GetGalleryResponse  # noqa: Y015
+
+@_typing.final
+class Gallery(_message.Message):
+    """A gallery as a whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    DIM_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name on this server."""
+    entries: _builtins.int
+    """How many entries it has."""
+    dim: _builtins.int
+    """Dimensions of an embedding."""
+    generation: _builtins.int
+    """How many writes had been committed."""
+    index: _builtins.str
+    """How a search finds them: "flat" and "flat-fp16" find every one, "rabitq" may miss one."""
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """What embedded its entries."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        entries: _builtins.int = ...,
+        dim: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        index: _builtins.str = ...,
+        model: Global___Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "entries", b"entries", "generation", b"generation", "index", b"index", "model", b"model", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gallery: _TypeAlias = Gallery  # noqa: Y015
+
+@_typing.final
+class ListEntriesRequest(_message.Message):
+    """The entries to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """The gallery's name; may stay empty where the server has only one."""
+    page_size: _builtins.int
+    """The most entries of a page: 1,000 where it is 0, and never more than 10,000. A page may have fewer, and be followed
+    by another one.
+    """
+    page_token: _builtins.str
+    """Where the page before this one ended; empty for the first."""
+    generation: _builtins.int
+    """The state to list, as in a SearchRequest; the newest where it is not set. All pages are of the first one's."""
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        generation: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "generation", b"generation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "gallery", b"gallery", "generation", b"generation", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__generation: _TypeAlias = _typing.Literal["generation"]  # noqa: Y015
+    _WhichOneofArgType__generation: _TypeAlias = _typing.Literal["_generation", b"_generation"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__generation) -> _WhichOneofReturnType__generation | None: ...
+
+Global___ListEntriesRequest: _TypeAlias = ListEntriesRequest  # noqa: Y015
+
+@_typing.final
+class ListEntriesResponse(_message.Message):
+    """A page of entries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty after the last. It is good for a minute."""
+    generation: _builtins.int
+    """The state that is listed."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
+        """In the order in which they were written."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___Entry] | None = ...,
+        next_page_token: _builtins.str = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "generation", b"generation", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEntriesResponse: _TypeAlias = ListEntriesResponse  # noqa: Y015
+
+@_typing.final
+class Entry(_message.Message):
+    """What a gallery knows of one photograph, without its embedding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AttributesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Value: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Value | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ROW_FIELD_NUMBER: _builtins.int
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    CAMID_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    """Its place in the order in which entries were written. An entry that is written again gets another one."""
+    entry_id: _builtins.str
+    """The entry's id in its gallery."""
+    pid: _builtins.str
+    """The identity, where it is known."""
+    camid: _builtins.str
+    """The camera, where it is known."""
+    source: _builtins.str
+    """The file that it came from, where there was one."""
+    @_builtins.property
+    def timestamp(self) -> _timestamp_pb2.Timestamp:
+        """When it was taken, in whole microseconds, where that is known and in the years 1 to 9999."""
+
+    @_builtins.property
+    def attributes(self) -> _containers.MessageMap[_builtins.str, Global___Value]:
+        """What else is known of it, by name."""
+
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        entry_id: _builtins.str = ...,
+        pid: _builtins.str | None = ...,
+        camid: _builtins.str | None = ...,
+        timestamp: _timestamp_pb2.Timestamp | None = ...,
+        source: _builtins.str | None = ...,
+        attributes: _abc.Mapping[_builtins.str, Global___Value] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_camid", b"_camid", "_pid", b"_pid", "_source", b"_source", "camid", b"camid", "pid", b"pid", "source", b"source", "timestamp", b"timestamp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_camid", b"_camid", "_pid", b"_pid", "_source", b"_source", "attributes", b"attributes", "camid", b"camid", "entry_id", b"entry_id", "pid", b"pid", "row", b"row", "source", b"source", "timestamp", b"timestamp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__camid: _TypeAlias = _typing.Literal["camid"]  # noqa: Y015
+    _WhichOneofArgType__camid: _TypeAlias = _typing.Literal["_camid", b"_camid"]  # noqa: Y015
+    _WhichOneofReturnType__pid: _TypeAlias = _typing.Literal["pid"]  # noqa: Y015
+    _WhichOneofArgType__pid: _TypeAlias = _typing.Literal["_pid", b"_pid"]  # noqa: Y015
+    _WhichOneofReturnType__source: _TypeAlias = _typing.Literal["source"]  # noqa: Y015
+    _WhichOneofArgType__source: _TypeAlias = _typing.Literal["_source", b"_source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__camid) -> _WhichOneofReturnType__camid | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pid) -> _WhichOneofReturnType__pid | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__source) -> _WhichOneofReturnType__source | None: ...
+
+Global___Entry: _TypeAlias = Entry  # noqa: Y015
 
 @_typing.final
 class EmbedRequest(_message.Message):

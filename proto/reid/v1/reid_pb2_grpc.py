@@ -40,6 +40,11 @@ class SearchServiceStub:
                 request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.SearchRequest.SerializeToString,
                 response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.Rank = channel.unary_stream(
+                '/reid.v1.SearchService/Rank',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.RankRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.RankResponse.FromString,
+                _registered_method=True)
         self.Embed = channel.unary_unary(
                 '/reid.v1.SearchService/Embed',
                 request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.EmbedRequest.SerializeToString,
@@ -53,6 +58,15 @@ class SearchServiceServicer:
 
     def Search(self, request, context):
         """Answers with the gallery's entries most like the query, best first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rank(self, request, context):
+        """Answers with every entry of the gallery, ranked, page by page. A gallery whose index may miss an entry refuses.
+        At most 8 whole rankings are under way at once, others wait; a caller that takes longer than 30 s to read a page
+        gets no other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +86,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.SearchRequest.FromString,
                     response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.SearchResponse.SerializeToString,
+            ),
+            'Rank': grpc.unary_stream_rpc_method_handler(
+                    servicer.Rank,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.RankRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.RankResponse.SerializeToString,
             ),
             'Embed': grpc.unary_unary_rpc_method_handler(
                     servicer.Embed,
@@ -118,6 +137,33 @@ class SearchService:
             _registered_method=True)
 
     @staticmethod
+    def Rank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/reid.v1.SearchService/Rank',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.RankRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.RankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Embed(request,
             target,
             options=(),
@@ -134,6 +180,126 @@ class SearchService:
             '/reid.v1.SearchService/Embed',
             reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.EmbedRequest.SerializeToString,
             reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class GalleryServiceStub:
+    """Says what a gallery holds. Every error carries a google.rpc.ErrorInfo with a reason of domain "reidserve".
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetGallery = channel.unary_unary(
+                '/reid.v1.GalleryService/GetGallery',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetGalleryRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetGalleryResponse.FromString,
+                _registered_method=True)
+        self.ListEntries = channel.unary_unary(
+                '/reid.v1.GalleryService/ListEntries',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListEntriesRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListEntriesResponse.FromString,
+                _registered_method=True)
+
+
+class GalleryServiceServicer:
+    """Says what a gallery holds. Every error carries a google.rpc.ErrorInfo with a reason of domain "reidserve".
+    """
+
+    def GetGallery(self, request, context):
+        """Answers with what is known of a gallery as a whole.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEntries(self, request, context):
+        """Answers with a gallery's entries, in the order in which they were written, page by page.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_GalleryServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetGallery': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGallery,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetGalleryRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetGalleryResponse.SerializeToString,
+            ),
+            'ListEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEntries,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListEntriesRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListEntriesResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'reid.v1.GalleryService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('reid.v1.GalleryService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class GalleryService:
+    """Says what a gallery holds. Every error carries a google.rpc.ErrorInfo with a reason of domain "reidserve".
+    """
+
+    @staticmethod
+    def GetGallery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.GalleryService/GetGallery',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetGalleryRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetGalleryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.GalleryService/ListEntries',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListEntriesRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

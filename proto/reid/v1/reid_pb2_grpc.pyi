@@ -35,6 +35,11 @@ class SearchServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SearchServiceAsyncStub: ...
     Search: _grpc.UnaryUnaryMultiCallable[_reid_pb2.SearchRequest, _reid_pb2.SearchResponse]
     """Answers with the gallery's entries most like the query, best first."""
+    Rank: _grpc.UnaryStreamMultiCallable[_reid_pb2.RankRequest, _reid_pb2.RankResponse]
+    """Answers with every entry of the gallery, ranked, page by page. A gallery whose index may miss an entry refuses.
+    At most 8 whole rankings are under way at once, others wait; a caller that takes longer than 30 s to read a page
+    gets no other.
+    """
     Embed: _grpc.UnaryUnaryMultiCallable[_reid_pb2.EmbedRequest, _reid_pb2.EmbedResponse]
     """Answers with an image's embedding, to be searched with later or elsewhere."""
 
@@ -45,6 +50,11 @@ class SearchServiceAsyncStub(SearchServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Search: _aio.UnaryUnaryMultiCallable[_reid_pb2.SearchRequest, _reid_pb2.SearchResponse]  # type: ignore[assignment]
     """Answers with the gallery's entries most like the query, best first."""
+    Rank: _aio.UnaryStreamMultiCallable[_reid_pb2.RankRequest, _reid_pb2.RankResponse]  # type: ignore[assignment]
+    """Answers with every entry of the gallery, ranked, page by page. A gallery whose index may miss an entry refuses.
+    At most 8 whole rankings are under way at once, others wait; a caller that takes longer than 30 s to read a page
+    gets no other.
+    """
     Embed: _aio.UnaryUnaryMultiCallable[_reid_pb2.EmbedRequest, _reid_pb2.EmbedResponse]  # type: ignore[assignment]
     """Answers with an image's embedding, to be searched with later or elsewhere."""
 
@@ -60,6 +70,17 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers with the gallery's entries most like the query, best first."""
 
     @_abc_1.abstractmethod
+    def Rank(
+        self,
+        request: _reid_pb2.RankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_reid_pb2.RankResponse], _abc.AsyncIterator[_reid_pb2.RankResponse]]:
+        """Answers with every entry of the gallery, ranked, page by page. A gallery whose index may miss an entry refuses.
+        At most 8 whole rankings are under way at once, others wait; a caller that takes longer than 30 s to read a page
+        gets no other.
+        """
+
+    @_abc_1.abstractmethod
     def Embed(
         self,
         request: _reid_pb2.EmbedRequest,
@@ -68,3 +89,46 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers with an image's embedding, to be searched with later or elsewhere."""
 
 def add_SearchServiceServicer_to_server(servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class GalleryServiceStub:
+    """Says what a gallery holds. Every error carries a google.rpc.ErrorInfo with a reason of domain "reidserve"."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> GalleryServiceAsyncStub: ...
+    GetGallery: _grpc.UnaryUnaryMultiCallable[_reid_pb2.GetGalleryRequest, _reid_pb2.GetGalleryResponse]
+    """Answers with what is known of a gallery as a whole."""
+    ListEntries: _grpc.UnaryUnaryMultiCallable[_reid_pb2.ListEntriesRequest, _reid_pb2.ListEntriesResponse]
+    """Answers with a gallery's entries, in the order in which they were written, page by page."""
+
+@_typing.type_check_only
+class GalleryServiceAsyncStub(GalleryServiceStub):
+    """Says what a gallery holds. Every error carries a google.rpc.ErrorInfo with a reason of domain "reidserve"."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetGallery: _aio.UnaryUnaryMultiCallable[_reid_pb2.GetGalleryRequest, _reid_pb2.GetGalleryResponse]  # type: ignore[assignment]
+    """Answers with what is known of a gallery as a whole."""
+    ListEntries: _aio.UnaryUnaryMultiCallable[_reid_pb2.ListEntriesRequest, _reid_pb2.ListEntriesResponse]  # type: ignore[assignment]
+    """Answers with a gallery's entries, in the order in which they were written, page by page."""
+
+class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Says what a gallery holds. Every error carries a google.rpc.ErrorInfo with a reason of domain "reidserve"."""
+
+    @_abc_1.abstractmethod
+    def GetGallery(
+        self,
+        request: _reid_pb2.GetGalleryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.GetGalleryResponse, _abc.Awaitable[_reid_pb2.GetGalleryResponse]]:
+        """Answers with what is known of a gallery as a whole."""
+
+    @_abc_1.abstractmethod
+    def ListEntries(
+        self,
+        request: _reid_pb2.ListEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.ListEntriesResponse, _abc.Awaitable[_reid_pb2.ListEntriesResponse]]:
+        """Answers with a gallery's entries, in the order in which they were written, page by page."""
+
+def add_GalleryServiceServicer_to_server(servicer: GalleryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
