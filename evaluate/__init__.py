@@ -1,9 +1,30 @@
 """The offline harness: Rank@k, mAP and mINP of exactly what is deployed."""
 
-from reidserve.evaluate.crops import embed_crops
-from reidserve.evaluate.labelled import Labelled
-from reidserve.evaluate.metrics import Report, evaluate
-from reidserve.evaluate.picture import draw_rankings
+from reidserve.evaluate.crops import CropEmbedder, Embedded, embed_crops, embed_parts, labels_of
+from reidserve.evaluate.evaluation import Evaluation, evaluate, evaluate_rankings, evaluate_scores
+from reidserve.evaluate.labelled import Labelled, Labels
+from reidserve.evaluate.metrics import Metrics
+from reidserve.evaluate.preflight import Preflight, check_labels
+from reidserve.evaluate.rule import MARKET, Rule
 from reidserve.evaluate.tuning import KindReport, tune
 
-__all__ = ["KindReport", "Labelled", "Report", "draw_rankings", "embed_crops", "evaluate", "tune"]
+__all__ = [
+    "MARKET",
+    "CropEmbedder",
+    "Embedded",
+    "Evaluation",
+    "KindReport",
+    "Labelled",
+    "Labels",
+    "Metrics",
+    "Preflight",
+    "Rule",
+    "check_labels",
+    "embed_crops",
+    "embed_parts",
+    "evaluate",
+    "evaluate_rankings",
+    "evaluate_scores",
+    "labels_of",
+    "tune",
+]

@@ -1,15 +1,19 @@
-"""Tuning: what an approximate index costs in recall, Rank@k and mAP, on the gallery's own labels."""
+"""Tuning: what an approximate index costs in recall and Rank@k, on the gallery's own labels."""
 
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from statistics import median
 
 import numpy as np
 
-from reidserve.datasets import JUNK
+from reidserve.datasets import JUNK, is_distractor
 from reidserve.errors import EvaluationError
+from reidserve.evaluate.deployed import placed
+from reidserve.evaluate.evaluation import evaluate_rankings
+from reidserve.evaluate.labelled import Labels
 from reidserve.index import Entry, Ranking, Snapshot
 from reidserve.index.search.ranking import Rows
 
@@ -27,11 +31,9 @@ class KindReport:
         recall1: share of queries whose best entry is the exact one.
         recall10: share of the exact 10 best that were found among the 10 best.
         recall: the same for the `top_k` best.
-        rank1: share of queries whose best entry that counts is right, by the rule of Market-1501.
-        rank5: share with a right entry among the best 5 that count.
-        rank10: share with a right entry among the best 10 that count.
-        mAP: mean over queries of the precision at each right entry among the `top_k` best, over all right
-            entries of the gallery: those beyond `top_k` count as not found, for every kind alike.
+        rank1: Rank-1 by the rule of Market-1501; None where some query's `top_k` best hold no entry that counts.
+        rank5: Rank-5; None where they hold fewer than five.
+        rank10: Rank-10; None where they hold fewer than ten.
         query_ms: median wall-clock time of one query alone, milliseconds.
     """
 
@@ -40,10 +42,9 @@ class KindReport:
     recall1: float
     recall10: float
     recall: float
-    rank1: float
-    rank5: float
-    rank10: float
-    mAP: float
+    rank1: float | None
+    rank5: float | None
+    rank10: float | None
     query_ms: float
 
 
@@ -57,6 +58,8 @@ def tune(
 ) -> list[KindReport]:
     """Rank a sample of a gallery's entries with each of `snapshots`: of one generation, by kind, "flat" among them.
 
+    There is no mAP: it needs every rank, of which the `top_k` best are a part. See evaluate/deployed.py for one.
+
     Raises:
         EvaluationError: no entry has a right one from another camera, or no query is asked for.
         QueryError: `top_k` is not 1 to MAX_TOP_K.
@@ -65,24 +68,22 @@ def tune(
         raise EvaluationError(f"at least one query is needed, got {queries}")
     exact = snapshots["flat"]
     entries = list(exact.entries())
-    rule = _Rule(entries)
-    judged = [entry for entry in entries if rule.right(entry)]
-    if not judged:
+    places = _matchable(entries)
+    if not places:
         raise EvaluationError(
             "no entry of the gallery has another one of its pid from another camera: labels are needed"
         )
-    chosen = np.random.default_rng(seed).permutation(len(judged))[:queries]
-    sample = [judged[place] for place in sorted(chosen.tolist())]
+    chosen = np.random.default_rng(seed).permutation(len(places))[:queries]
+    sample = [entries[places[place]] for place in sorted(chosen.tolist())]
     rows = np.array([exact.row(entry.id) for entry in sample])
+    asked, held, live = _labels(sample), _labels(entries), exact.rows()
     reference: Ranking | None = None
     reports = []
     for done, (kind, snapshot) in enumerate(sorted(snapshots.items(), key=lambda item: item[0] != "flat")):
         progress(done, len(snapshots))
         ranking = _rank(snapshot, rows, top_k)
         reference = ranking if reference is None else reference
-        hits = [[hit.entry for hit in found] for found in snapshot.hits(ranking)]
-        scores = [rule.score(entry, found) for entry, found in zip(sample, hits, strict=True)]
-        firsts = np.array([first for first, _ in scores])
+        found = evaluate_rankings([(slice(0, len(sample)), placed(ranking, live))], asked, held).metrics
         reports.append(
             KindReport(
                 kind=kind,
@@ -90,42 +91,37 @@ def tune(
                 recall1=_recall(reference, ranking, 1),
                 recall10=_recall(reference, ranking, 10),
                 recall=_recall(reference, ranking, top_k),
-                rank1=float(np.mean(firsts <= 1)),
-                rank5=float(np.mean(firsts <= 5)),
-                rank10=float(np.mean(firsts <= 10)),
-                mAP=float(np.mean([precision for _, precision in scores])),
+                rank1=_known(found.rank1),
+                rank5=_known(found.rank(5)),
+                rank10=_known(found.rank(10)),
                 query_ms=_query_ms(snapshot, rows[:_TIMED], top_k),
             )
         )
     return reports
 
 
-class _Rule:
-    """The rule of Market-1501 (Zheng et al., 2015) within one gallery: a query's camera does not count for its pid."""
+def _matchable(entries: Sequence[Entry]) -> list[int]:
+    """Which entries have a right one. Counted: where many have one pid, their pairs are too many to write out."""
+    pids = Counter(entry.pid for entry in entries)
+    cameras = Counter((entry.pid, entry.camid) for entry in entries)
+    return [
+        place
+        for place, entry in enumerate(entries)
+        if entry.pid is not None
+        and entry.pid != JUNK
+        and not is_distractor(entry.pid)
+        # Of an unknown camera, an entry only leaves itself out.
+        and pids[entry.pid] > (1 if entry.camid is None else cameras[entry.pid, entry.camid])
+    ]
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self._pids = Counter(entry.pid for entry in entries)
-        self._pairs = Counter((entry.pid, entry.camid) for entry in entries)
 
-    def right(self, query: Entry) -> int:
-        """How many right entries a query has."""
-        if query.pid is None or query.pid == JUNK:
-            return 0
-        # Of an unknown camera, a query only leaves itself out.
-        same = 1 if query.camid is None else self._pairs[query.pid, query.camid]
-        return self._pids[query.pid] - same
+def _labels(entries: Sequence[Entry]) -> Labels:
+    """Labels by which an entry leaves itself out, and no other of its file."""
+    return Labels(*([getattr(entry, name) for entry in entries] for name in ("pid", "camid", "id")))
 
-    def score(self, query: Entry, found: Sequence[Entry]) -> tuple[float, float]:
-        """The rank of the first right entry (inf where none was found) and the average precision."""
-        counted = [
-            entry
-            for entry in found
-            if entry.pid != JUNK and not (entry.pid == query.pid and entry.camid == query.camid is not None)
-        ]
-        ranks = np.flatnonzero([entry.pid == query.pid for entry in counted]) + 1
-        if not len(ranks):
-            return np.inf, 0.0
-        return float(ranks[0]), float((np.arange(1, len(ranks) + 1) / ranks).sum() / self.right(query))
+
+def _known(share: float) -> float | None:
+    return None if isnan(share) else share
 
 
 def _rank(snapshot: Snapshot, rows: Rows, top_k: int) -> Ranking:

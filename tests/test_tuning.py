@@ -7,7 +7,7 @@ import pytest
 
 from reidserve.embed import Embeddings
 from reidserve.errors import EvaluationError
-from reidserve.evaluate import Labelled, evaluate, tune
+from reidserve.evaluate import Labelled, Labels, evaluate, tune
 from reidserve.index import Entry, Origin, Record, Snapshot, read_snapshot
 from reidserve.index.search.nominated import cover
 from reidserve.index.search.ranking import Rows
@@ -63,17 +63,16 @@ def test_exact_search_to_the_last_entry_scores_what_the_harness_scores(snapshot:
     labels = [
         Labelled(
             np.stack([snapshot.vector(snapshot.row(entry.id)) for entry in some]),
-            *([getattr(entry, name) for entry in some] for name in ("pid", "camid", "source")),
+            Labels(*([getattr(entry, name) for entry in some] for name in ("pid", "camid", "source"))),
         )
         for some in (entries, everything)
     ]
-    expected = evaluate(*labels)
+    expected = evaluate(*labels).metrics
     assert (report.recall1, report.recall10, report.recall) == (1, 1, 1)
     assert report.rank1 == pytest.approx(expected.rank1, abs=1e-12)
-    assert report.rank5 == pytest.approx(expected.rank5, abs=1e-12)
-    assert report.rank10 == pytest.approx(expected.rank10, abs=1e-12)
-    assert report.mAP == pytest.approx(expected.mAP, abs=1e-12)
-    assert 0.2 < report.rank1 < 1
+    assert report.rank5 == pytest.approx(expected.rank(5), abs=1e-12)
+    assert report.rank10 == pytest.approx(expected.rank(10), abs=1e-12)
+    assert 0.2 < expected.rank1 < 1
     assert report.query_ms > 0
 
 
@@ -92,13 +91,31 @@ def test_an_index_that_misses_entries_shows_what_that_costs(snapshot: Snapshot, 
         rows = snapshot.search_entry(entry.id, top_k=4).rows[0]
         kept.append(np.mean(rows % 2 == 0))
     assert lossy.recall == pytest.approx(np.mean(kept), abs=1e-12)
-    assert lossy.mAP < exact.mAP
+    assert exact.rank1 is not None
+    assert lossy.rank1 is not None
+    assert lossy.rank1 < exact.rank1
 
 
 def test_a_sample_is_the_same_for_a_seed(snapshot: Snapshot):
     first, again = (tune({"flat": snapshot}, queries=10, top_k=5, seed=3)[0] for _ in range(2))
     other = tune({"flat": snapshot}, queries=10, top_k=5, seed=4)[0]
     assert replace(first, query_ms=0) == replace(again, query_ms=0) != replace(other, query_ms=0)
+
+
+def test_rank_k_is_not_said_of_queries_with_too_few_hits_that_count(snapshot: Snapshot):
+    (report,) = tune({"flat": snapshot}, top_k=4)
+    # Of the 4 best some are of the query's own camera and pid.
+    assert report.rank1 is not None
+    assert (report.rank5, report.rank10) == (None, None)
+
+
+def test_strangers_are_no_identity_to_search_for(tmp_path: Path):
+    strangers = [Entry(f"s{camid}", pid="0000", camid=str(camid)) for camid in range(3)]
+    vectors = unit_rows(np.random.default_rng(1), 3, DIM)
+    with closing(create_store(tmp_path / "g", Origin("0" * 64, "fp32/test", DIM))) as store:
+        store.upsert([Record(entry, bytes(32), row) for entry, row in zip(strangers, vectors, strict=True)])
+    with pytest.raises(EvaluationError, match="labels are needed"):
+        tune({"flat": read_snapshot(tmp_path / "g", kind="flat")})
 
 
 def test_a_gallery_without_labels_cannot_be_tuned(tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 from reidserve.client import Client
 from reidserve.datasets import Crop, read_crops
 from reidserve.embed import Preprocessing, open_embedder
-from reidserve.evaluate import Labelled, embed_crops, evaluate
+from reidserve.evaluate import Labelled, Labels, embed_crops, evaluate
 from reidserve.index import build_gallery
 from tests.conftest import run_command, start_server, stop_server
 from tests.test_real import PATTERN
@@ -29,7 +29,7 @@ def in_torch(checkpoint: Path, crops: list[Crop], batch: np.ndarray) -> Labelled
         features = torch.cat([network(part) for part in torch.from_numpy(pixels).split(20)])
     unit = torch.nn.functional.normalize(features).numpy()
     return Labelled(
-        unit, [crop.pid for crop in crops], [crop.camid for crop in crops], [str(crop.path) for crop in crops]
+        unit, Labels([crop.pid for crop in crops], [crop.camid for crop in crops], [str(crop.path) for crop in crops])
     )
 
 
@@ -47,8 +47,8 @@ def test_torch_artifact_and_server_score_the_same_on_real_photographs(shared: Pa
     embedded, _, failures = embed_crops(crops, crops, embedder)
     assert failures == []
     batch = np.stack([embedder.prepare(crop.path.read_bytes()) for crop in crops])
-    torch_scores = evaluate(*[in_torch(tmp_path / "c.safetensors", crops, batch)] * 2)
-    artifact_scores = evaluate(embedded, embedded)
+    torch_scores = evaluate(*[in_torch(tmp_path / "c.safetensors", crops, batch)] * 2).metrics
+    artifact_scores = evaluate(embedded, embedded).metrics
     assert abs(torch_scores.mAP - artifact_scores.mAP) <= 1e-4
     assert 0 < artifact_scores.mAP < 1
 

@@ -26,11 +26,11 @@ def tune(
     index_device: IndexDevice = "cpu",
     json: Json = False,
 ) -> None:
-    """Compare indexes with exact search: recall, and what it costs in Rank@k and mAP.
+    """Compare indexes with exact search: recall, and what it costs in Rank@k.
 
     A sample of the gallery's own entries is searched for, each left out of its own hits, by the rule of Market-1501:
-    entries of the query's pid and camid do not count. mAP counts right entries among the --top-k best only, for exact
-    search too, so its differences are what an index costs. Rows in no full block of 8,192 are always multiplied.
+    entries of the query's pid and camid do not count. Where fewer of the --top-k best count than Rank@k needs, it says
+    "-". There is no mAP, which needs every rank. Rows in no full block of 8,192 are always multiplied.
 
     Args:
         gallery: The gallery's folder; its entries need pids and camids.
@@ -77,21 +77,21 @@ def tune(
 
 
 def _table(reports: "Sequence[KindReport]", top_k: int) -> list[str]:
-    """A line for each kind; beside Rank@k and mAP what they lose against exact search."""
+    """A line for each kind; beside Rank@k what it loses against exact search."""
     exact = reports[0]
-    head = ["index", "recall@1", "recall@10", f"recall@{top_k}", "Rank-1", "Rank-5", "Rank-10", f"mAP@{top_k}", "ms"]
+    head = ["index", "recall@1", "recall@10", f"recall@{top_k}", "Rank-1", "Rank-5", "Rank-10", "ms"]
     rows = [head]
     for report in reports:
-        scores = [
-            f"{value:.4f}" if report is exact else f"{value:.4f} ({value - best:+.4f})"
-            for value, best in (
-                (report.rank1, exact.rank1),
-                (report.rank5, exact.rank5),
-                (report.rank10, exact.rank10),
-                (report.mAP, exact.mAP),
-            )
-        ]
+        pairs = ((report.rank1, exact.rank1), (report.rank5, exact.rank5), (report.rank10, exact.rank10))
+        scores = [_share(value, None if report is exact else best) for value, best in pairs]
         recalls = [f"{value:.4f}" for value in (report.recall1, report.recall10, report.recall)]
         rows.append([report.kind, *recalls, *scores, f"{report.query_ms:.2f}"])
     widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
     return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _share(value: float | None, best: float | None) -> str:
+    """A share, and how far it is from the best one."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if best is None else f"{value:.4f} ({value - best:+.4f})"

@@ -1,4 +1,4 @@
-"""From a checkpoint: a network in torch becomes an artifact of the contract. The only module here that needs torch."""
+"""From a checkpoint: a network in torch becomes an artifact of the contract."""
 
 import io
 import warnings
@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import torch
 
-from reidserve.embed import Batch, Embeddings, Network, Source
+from reidserve.embed import Network, Source
 from reidserve.errors import ExportError
 from reidserve.export.checkpoints import Checkpoint
 from reidserve.export.convert.assembly import Assembled, Blueprint, assemble, check_free
-from reidserve.export.convert.feeding import Feeding, feed_by_hand
+from reidserve.export.convert.feeding import Feeding
+from reidserve.export.convert.in_torch import TorchEmbedder
 from reidserve.export.convert.wrap import wrap
 from reidserve.export.model import Network as TorchNetwork
 
@@ -34,16 +35,9 @@ def export_checkpoint(
         OutputExistsError: `out` is there already.
     """
     check_free(out, force=force)
-    network, architecture = checkpoint.network.eval(), checkpoint.architecture
-
-    def in_torch(batch: Batch) -> Embeddings:
-        with torch.inference_mode():
-            features = network(torch.from_numpy(feed_by_hand(batch, feeding.preprocessing)))
-            unit: Embeddings = torch.nn.functional.normalize(features).numpy()
-        return unit
-
+    architecture = checkpoint.architecture
     graph = wrap(
-        trace(network, height=feeding.height, width=feeding.width),
+        trace(checkpoint.network.eval(), height=feeding.height, width=feeding.width),
         feature=_FEATURE,
         height=feeding.height,
         width=feeding.width,
@@ -61,7 +55,9 @@ def export_checkpoint(
         ),
         source=Source(kind="checkpoint", sha256=checkpoint.sha256, dialect=checkpoint.dialect),
     )
-    return assemble(graph, blueprint, out, reference=in_torch, images=images, force=force)
+    return assemble(
+        graph, blueprint, out, reference=TorchEmbedder(checkpoint, feeding).embed, images=images, force=force
+    )
 
 
 def trace(network: TorchNetwork, *, height: int, width: int) -> onnx.ModelProto:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from reidserve.datasets import JUNK, Crop, path_to_text, read_dataset, read_training
-from reidserve.errors import DatasetError
-from reidserve.evaluate import Labelled, evaluate
+from reidserve.errors import DatasetError, EvaluationError
+from reidserve.evaluate import MARKET, check_labels, labels_of
 from reidserve.export.train.pictures import Pictures, read_pictures
 from reidserve.export.train.sampler import Labels
 from reidserve.export.train.settings import Settings
@@ -156,11 +156,11 @@ def _evaluation_parts(data: Path) -> dict[str, Sequence[Crop]]:
     except DatasetError as error:
         raise DatasetError(f"{error} (to train without evaluation, give --eval-every 0)") from error
     parts = {"query": dataset.query, "gallery": dataset.gallery}
-    # Ranked by vectors that are all equal: whether it can be scored shows before the training, not after.
-    evaluate(*(_all_equal(crops) for crops in parts.values()))
+    # Whether it can be scored shows before the training, not after.
+    found = check_labels(labels_of(dataset.query), labels_of(dataset.gallery), MARKET)
+    if sum(map(len, found.unmatchable.values())) == found.queries:
+        raise EvaluationError(
+            f"none of {found.queries} queries has a right entry in the gallery of {len(dataset.gallery)}: "
+            f"{'; '.join(found.lines())} (to train without evaluation, give --eval-every 0)"
+        )
     return parts
-
-
-def _all_equal(crops: Sequence[Crop]) -> Labelled:
-    ones = np.ones((len(crops), 1), np.float32)
-    return Labelled(ones, [crop.pid for crop in crops], [crop.camid for crop in crops], [None] * len(crops))

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reidserve.datasets import path_to_text
 from reidserve.embed import Batch, Embeddings
-from reidserve.evaluate import Labelled, Report, evaluate
+from reidserve.evaluate import Labelled, Metrics, evaluate, labels_of
 from reidserve.export.model import Network
 from reidserve.export.train.material import Trial
-from reidserve.export.train.pictures import Pictures
 
 _BATCH = 64
 
@@ -42,18 +40,10 @@ def embed(network: Network, pixels: Batch, *, mean: Sequence[float], std: Sequen
     return np.concatenate(rows)
 
 
-def validate(network: Network, trial: Trial, *, mean: Sequence[float], std: Sequence[float]) -> Report:
+def validate(network: Network, trial: Trial, *, mean: Sequence[float], std: Sequence[float]) -> Metrics:
     """Rank-k and mAP of a network on query and gallery, by the rule of Market-1501."""
     query, gallery = (
-        _labelled(part, embed(network, part.pixels, mean=mean, std=std)) for part in (trial.query, trial.gallery)
+        Labelled(embed(network, part.pixels, mean=mean, std=std), labels_of(part.crops))
+        for part in (trial.query, trial.gallery)
     )
-    return evaluate(query, gallery)
-
-
-def _labelled(part: Pictures, embeddings: Embeddings) -> Labelled:
-    return Labelled(
-        embeddings,
-        [crop.pid for crop in part.crops],
-        [crop.camid for crop in part.crops],
-        [path_to_text(crop.path) for crop in part.crops],
-    )
+    return evaluate(query, gallery).metrics
