@@ -129,7 +129,8 @@ def run(app: App) -> NoReturn:
         sys.exit(
             _fail(
                 "PACKAGE_MISSING",
-                f"this needs the package {error.name}: install reidserve[cpu,onnx], and [train] for checkpoints",
+                f"this needs the package {error.name}: install reidserve[cpu,onnx], [train] for checkpoints and [eval] "
+                "for scores and reports",
                 FAILED,
             )
         )

@@ -147,8 +147,10 @@ def test_the_whole_way_by_the_commands_and_their_defaults(tmp_path: Path):
     for part in ("query", "bounding_box_test"):
         write_crops(tmp_path / "data" / part, pids=4)
     scored = json.loads(run_command("reid-eval", "data", "--json", cwd=tmp_path).stdout)
-    assert (scored["layout"], scored["queries"], scored["rank1"], scored["mAP"]) == ("market1501", 8, 1.0, 1.0)
-    assert scored["identity"] == info["identity"]
+    (artifact,) = scored["subjects"]
+    figures = artifact["figures"]
+    assert (scored["layout"], figures["queries"], figures["cmc"][0], figures["mAP"]) == ("market1501", 8, 1.0, 1.0)
+    assert artifact["facts"]["identity"] == info["identity"]
 
 
 def test_the_command_line_and_the_server_give_one_ranking(server: Server, model: Path, gallery: Path, crops: Path):
