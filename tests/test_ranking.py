@@ -8,7 +8,7 @@ from reidserve.index.search.ranking import (
     empty_ranking,
     merged,
     rank_plainly,
-    settled_scores,
+    settled_pairs,
     write_best,
 )
 from tests.conftest import unit_rows
@@ -62,7 +62,8 @@ def test_a_score_is_the_same_alone_gathered_and_in_place(dim):
     alone = np.array([np.vecdot(vector, query) for vector in vectors])
     for count in (1, 3, 149, 151, 300):
         positions = np.sort(rng.choice(300, count, replace=False))
-        np.testing.assert_array_equal(settled_scores(query, vectors, positions), alone[positions])
+        scores = settled_pairs(query[np.newaxis], np.zeros(count, np.intp), vectors, positions)
+        np.testing.assert_array_equal(scores, alone[positions])
     np.testing.assert_array_equal(np.vecdot(vectors[::2], query), alone[::2])
 
 

@@ -128,13 +128,3 @@ def every_score(queries: Embeddings, vectors: Embeddings) -> Scores:
         tile = slice(start, start + step)
         np.vecdot(queries[:, np.newaxis], vectors[np.newaxis, tile], out=scores[:, tile])
     return scores
-
-
-def settled_scores(query: Embeddings, vectors: Embeddings, positions: NDArray[np.intp]) -> Scores:
-    """The one score: vecdot of a query (dim,) with those rows of vectors (n, dim)."""
-    if 2 * len(positions) > len(vectors):
-        # Scoring every row in place is cheaper than copying most of them.
-        every: Scores = np.vecdot(vectors, query)
-        return every[positions]
-    some: Scores = np.vecdot(vectors[positions], query)
-    return some
