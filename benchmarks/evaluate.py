@@ -100,7 +100,7 @@ def main() -> int:
         return 0
     name = "quick" if asked.quick else "market1501"
     query, gallery = map(as_filed, draw(PROBLEMS[name]))
-    evaluating, ranks_right = measure_evaluating(query, gallery, rounds=3 if asked.quick else 7)
+    evaluating, ranks_right = measure_evaluating(query, gallery, rounds=3 if asked.quick else 15)
     reranking, distances_right = measure_reranking(query, gallery, rounds=3 if asked.quick else 5)
     works = [(name, "evaluate"), (name, "rerank"), *([] if asked.quick else [("msmt17", "evaluate")])]
     memory = {f"{problem}_{work}": memory_in_child(problem, work) for problem, work in works}

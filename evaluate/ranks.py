@@ -1,14 +1,13 @@
 """Where the right answers stand among features: exact ranks, without ranking the rest.
 
 Matrix products say how many wrong entries stand above each right one, but for those within the settling distance,
-which vecdot decides; equal scores stand in gallery order. Products come tile by tile and are looked at while a cache
-holds them: memory is two tiles, whatever Q x G.
+which vecdot decides; equal scores stand in gallery order. Each core multiplies queries of its own tile by tile, and
+looks at a tile while a cache holds it: memory is one tile a core, whatever Q x G.
 """
 
-import itertools
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from reidserve.evaluate.outcomes import NOBODY, Outcomes, joined
 from reidserve.evaluate.rule import Judge, Pairs, Places, Rule
 from reidserve.index.search.ranking import SETTLED_WITHIN, Scores, settled_pairs
 
-_TILE_QUERIES, _TILE_ROWS = 4096, 2048  # 32 MiB of products, twice: as fast as any larger piece
+_TILE_QUERIES, _TILE_ROWS = 2048, 2048  # 16 MiB of products for each core: as fast as any larger piece
 _READ_AT_ONCE = 128  # rows that a core's cache holds
 _WITHIN = np.float32(SETTLED_WITHIN)
 
@@ -37,45 +36,44 @@ def rank_features(
 
     The scores of all pairs of which the entry counts and is wrong are added to `impostors`.
     """
-    # Numba is asked for when something is ranked: an index is tuned without it.
+    # What only ranking needs is asked for here: an index is tuned without it.
+    from threadpoolctl import threadpool_limits
+
     from reidserve.evaluate.counting import bin_scores
 
     judge = Judge(rule, query.labels, gallery.labels)
     queries, vectors = np.ascontiguousarray(query.embeddings), np.ascontiguousarray(gallery.embeddings)
+
+    def rank(part: slice) -> tuple[Outcomes, NDArray[np.int64] | None]:
+        search = _Searches(queries[part], vectors, part, judge)
+        counts = None if impostors is None else np.zeros(len(impostors.counts), np.int64)
+        buffer = np.empty((part.stop - part.start) * min(len(vectors), _TILE_ROWS), np.float32)
+        for tile in _runs(slice(0, len(vectors)), _TILE_ROWS):
+            rows = vectors[tile]
+            products = buffer[: (part.stop - part.start) * len(rows)].reshape(-1, len(rows))
+            np.matmul(queries[part], rows.T, out=products)
+            search.look(products, tile)
+            if counts is not None:
+                counts += bin_scores(products, len(counts))
+        return search.outcomes(), counts
+
+    workers = len(os.sched_getaffinity(0))
+    parts = _even_parts(len(queries), workers)
     outcomes: list[Outcomes] = []
-    # One tile is looked at while the next is multiplied, which all cores take part in.
-    workers = max(1, len(os.sched_getaffinity(0)) // 2)
-    size = min(len(queries), _TILE_QUERIES) * min(len(vectors), _TILE_ROWS)
-    buffers = itertools.cycle([np.empty(size, np.float32), np.empty(size, np.float32)])
-
-    def look(search: _Searches, products: Scores, tile: slice) -> NDArray[np.int64] | None:
-        search.look(products, tile)
-        return None if impostors is None else bin_scores(products, len(impostors.counts))
-
-    def wait(looking: Sequence[Future[NDArray[np.int64] | None]]) -> None:
-        for one in looking:
-            counts = one.result()
+    # All cores are busy with queries of their own: a product of many threads would have them wait for each other.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers, thread_name_prefix="ranks") as threads:
+        for part, (found, counts) in zip(parts, threads.map(rank, parts), strict=True):
+            outcomes.append(found)
             if impostors is not None and counts is not None:
                 impostors.add(counts)
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="ranks") as threads:
-        for chunk in _runs(slice(0, len(queries)), _TILE_QUERIES):
-            asked = queries[chunk]
-            parts = _runs(chunk, -(-len(asked) // workers))
-            searches = list(threads.map(lambda part: _Searches(queries[part], vectors, part, judge), parts))
-            looking: list[Future[NDArray[np.int64] | None]] = []
-            for tile in _runs(slice(0, len(vectors)), _TILE_ROWS):
-                products = next(buffers)[: len(asked) * (tile.stop - tile.start)].reshape(len(asked), -1)
-                np.matmul(asked, vectors[tile].T, out=products)
-                wait(looking)
-                looking = [
-                    threads.submit(look, search, products[part.start - chunk.start : part.stop - chunk.start], tile)
-                    for search, part in zip(searches, parts, strict=True)
-                ]
-                progress(chunk.start + len(asked) * tile.stop // len(vectors), len(queries))
-            wait(looking)
-            outcomes += threads.map(_Searches.outcomes, searches)
+            progress(part.stop, len(queries))
     return joined(outcomes)
+
+
+def _even_parts(count: int, workers: int) -> list[slice]:
+    """Queries in parts of a tile at most, as many for each core."""
+    rounds = max(1, -(-count // (workers * _TILE_QUERIES)))
+    return _runs(slice(0, count), -(-count // (workers * rounds)))
 
 
 def _runs(whole: slice, step: int) -> list[slice]:
