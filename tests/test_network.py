@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="needs reidserve[train]")
 from reidserve.export import model  # noqa: E402
 from reidserve.export.model import Architecture, Network, parse_architecture  # noqa: E402
 from reidserve.export.model.network import GeneralisedMean  # noqa: E402
-from reidserve.export.model.resnet import InstanceBatchNorm  # noqa: E402
+from reidserve.export.model.resnet import InstanceBatchNorm, NonLocal  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -25,8 +25,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def build_network(architecture: Architecture, seed: int | None = None) -> Any:
-    return model.build_network(architecture, seed=seed)
+def build_network(architecture: Architecture, seed: int | None = None, **choices: Any) -> Any:
+    return model.build_network(architecture, seed=seed, **choices)
 
 
 def small(**choices: Any) -> Architecture:
@@ -81,6 +81,9 @@ def test_another_name_is_refused(name: str):
         ("feature", "after"),
         ("stem_relu", 1),
         ("stem_pool", "none"),
+        ("neck_relu", 0),
+        ("parts", -1),
+        ("non_local", (0, 3, 0, 0)),
     ],
 )
 def test_an_architecture_checks_itself_on_birth(choice: str, value: Any):
@@ -235,6 +238,111 @@ def test_gem_is_the_generalised_mean_and_the_plain_one_at_p_1():
     assert pool(x).requires_grad, "p is learned"
 
 
+PARTED = {"parts": 4, "embedding_dim": 6, "last_stride": 1}
+
+
+def test_parts_are_stripes_with_an_embedding_a_neck_and_a_classifier_each(images):
+    network = with_lively_norms(build_network(small(**PARTED), seed=0)).eval()
+    with torch.inference_mode():
+        stripes = network.backbone(images).unflatten(2, (4, 1)).mean((3, 4)).transpose(1, 2)
+        before, after = network.features(images)
+        neck, classifier = network.neck, network.classifier
+        scores = classifier(after)
+        for part in range(4):
+            own = slice(6 * part, 6 * part + 6)
+            reduced = stripes[:, part] @ network.embedding.weight[part].T + network.embedding.bias[part]
+            torch.testing.assert_close(before[:, part], reduced)
+            centred = (reduced - neck.running_mean[own]) / (neck.running_var[own] + neck.eps).sqrt()
+            torch.testing.assert_close(after[:, part], centred * neck.weight[own] + neck.bias[own])
+            torch.testing.assert_close(scores[:, part], after[:, part] @ classifier.weight[part].T)
+    scores, before = network.train()(images)
+    assert (scores.shape, before.shape) == ((2, 4, 5), (2, 4, 6))
+
+
+@pytest.mark.parametrize(("feature", "dim"), [("pooled", 512), ("before_neck", 6), ("after_neck", 6)])
+def test_parts_are_brought_to_unit_length_and_interleaved(images, feature: str, dim: int):
+    network = with_lively_norms(build_network(small(**PARTED, feature=feature), seed=0)).eval()
+    with torch.inference_mode():
+        chosen = dict(zip(("before_neck", "after_neck"), network.features(images), strict=True))
+        parts = chosen.get(feature, network.pooling(network.backbone(images)))
+        whole = network(images)
+    assert whole.shape == (2, 4 * dim) == (2, network.architecture.feature_dim)
+    for part in range(4):
+        expected = parts[:, part] / parts[:, part].norm(dim=1, keepdim=True)
+        torch.testing.assert_close(whole[:, part::4], expected)
+
+
+def test_gem_pools_each_stripe():
+    x = torch.rand(2, 3, 6, 4, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        whole, parts = GeneralisedMean(), GeneralisedMean(3)
+        for part in range(3):
+            torch.testing.assert_close(parts(x)[:, part], whole(x[:, :, 2 * part : 2 * part + 2]))
+
+
+def test_a_relu_follows_the_neck_where_the_architecture_says_so(images):
+    network = with_lively_norms(build_network(small(neck_relu=True), seed=0)).eval()
+    plain = Network(dataclasses.replace(network.architecture, neck_relu=False)).eval()
+    plain.load_state_dict(network.state_dict())
+    with torch.inference_mode():
+        assert (plain(images) < 0).any()
+        assert torch.equal(network(images), plain(images).relu())
+
+
+def test_a_classifier_divides_cosines_by_its_temperature(images):
+    network = build_network(small(), seed=0)
+    classifier = network.classifier
+    plain, rows = torch.randn(3, 512), classifier.weight.detach().clone()
+    torch.testing.assert_close(classifier(plain), plain @ rows.T)
+    classifier.unit_features, classifier.unit_rows, classifier.temperature = True, True, 0.05
+    cosines = torch.nn.functional.cosine_similarity(plain[:, None], rows[None], dim=2)
+    classifier.eval()
+    torch.testing.assert_close(classifier(plain), cosines / 0.05)
+    assert torch.equal(classifier.weight, rows), "in evaluation nothing is overwritten"
+    classifier.train()
+    scores = classifier(plain)
+    torch.testing.assert_close(scores, cosines / 0.05)
+    torch.testing.assert_close(classifier.weight.norm(dim=1), torch.ones(5))
+    scores.sum().backward()
+    assert classifier.weight.grad.any()
+    assert set(network.classifier.state_dict()) == {"weight"}
+
+
+def test_a_head_starts_as_torchs_own_where_it_is_asked_to():
+    normal, default = (build_network(small(embedding_dim=256), seed=0, head=head) for head in ("normal", "default"))
+    assert torch.equal(normal.backbone.layer4[1].conv2.weight, default.backbone.layer4[1].conv2.weight)
+    assert normal.embedding.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.01)
+    assert default.embedding.weight.abs().max().item() == pytest.approx(512**-0.5, rel=0.01)
+    assert normal.classifier.weight.std().item() == pytest.approx(0.001, rel=0.1)
+    assert default.classifier.weight.std().item() == pytest.approx((256 * 3) ** -0.5, rel=0.1)
+
+
+def test_a_non_local_block_adds_what_resembles_each_place():
+    block = with_lively_norms(NonLocal(8)).eval()
+    x = torch.randn(2, 8, 4, 3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        g, theta, phi = (conv(x).flatten(2) for conv in (block.g, block.theta, block.phi))
+        likeness = theta.transpose(1, 2) @ phi / 12
+        torch.testing.assert_close(block(x), block.W((likeness @ g.transpose(1, 2)).view(2, 1, 4, 3)) + x)
+        assert not torch.allclose(block(x), x, atol=1e-2)
+        assert torch.equal(NonLocal(8).eval()(x), x), "it begins as the identity"
+
+
+def test_non_local_blocks_follow_the_last_blocks_of_their_stage(images):
+    network = with_lively_norms(build_network(small(non_local=(0, 2, 1, 0)), seed=0)).eval()
+    backbone = network.backbone
+    order = []
+    for name, module in backbone.named_modules():
+        if name.count(".") == 1 and name.startswith(("layer", "NL_")):
+            module.register_forward_hook(lambda module, given, got, name=name: order.append(name))
+    with torch.inference_mode():
+        backbone(images)
+    assert order == [
+        *("layer1.0", "layer1.1", "layer2.0", "NL_2.0", "layer2.1", "NL_2.1"),
+        *("layer3.0", "layer3.1", "NL_3.0", "layer4.0", "layer4.1"),
+    ]
+
+
 def test_parameters_are_as_many_as_in_the_official_networks():
     with torch.device("meta"):
         imagenet = Network(Architecture(backbone="resnet50", ibn="a", neck="no", classes=1000))
@@ -269,6 +377,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"ibn": "b", "pooling": "gem", "last_stride": 2},
     {"backbone": "resnet50", "ibn": "a", "embedding_dim": 24, "stem_pool": "ceil"},
     {"neck": "no", "stem_relu": False, "stem_pool": "halving"},
+    {"parts": 4, "embedding_dim": 6, "non_local": (0, 0, 1, 0)},
+    {"parts": 2, "pooling": "gem", "feature": "pooled", "neck_relu": True},
 ]
 
 

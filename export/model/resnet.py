@@ -8,14 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from reidserve.export.model.architecture import Architecture, Ibn, StemPool
+from reidserve.export.model.architecture import BLOCKS, Architecture, Ibn, StemPool
 
-_BLOCKS = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet34": (3, 4, 6, 3),
-    "resnet50": (3, 4, 6, 3),
-    "resnet101": (3, 4, 23, 3),
-}
 _IBN_STAGES = {"none": 0, "a": 3, "b": 2}
 """How many stages, from the first, have InstanceNorm."""
 
@@ -109,6 +103,27 @@ class Bottleneck(Block):
         return out
 
 
+class NonLocal(nn.Module):
+    """Every place of a map is given what it resembles elsewhere: (N, C, H, W) in and out.
+
+    Wang et al., "Non-local Neural Networks", CVPR 2018, the dot product, as fast-reid has it: one inner channel.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.g, self.theta, self.phi = (nn.Conv2d(channels, 1, 1) for _ in range(3))
+        self.W = nn.Sequential(nn.Conv2d(1, channels, 1), nn.BatchNorm2d(channels))
+        # The block begins as the identity.
+        nn.init.zeros_(self.W[1].weight)  # type: ignore[arg-type]  # a tensor, in a Sequential's item
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add to each place the mean over all places of g, weighted by theta here times phi there."""
+        # With one inner channel theta leaves the sum over places: no matrix of all pairs of them is needed.
+        weighted = self.theta(x) * (self.phi(x) * self.g(x)).mean((2, 3), keepdim=True)
+        out: Tensor = self.W(weighted) + x
+        return out
+
+
 class ResNet(nn.Module):
     """The backbone of an architecture: float32 (N, 3, H, W) to its last map, (N, channels, h, w)."""
 
@@ -120,19 +135,30 @@ class ResNet(nn.Module):
         self.maxpool = _max_pool(architecture.stem_pool)
         stages = [_stage(architecture, number) for number in range(4)]
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.NL_1, self.NL_2, self.NL_3, self.NL_4 = (_non_local(architecture, number) for number in range(4))
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images to maps; at last stride 1 the map has a sixteenth of the image's sides, else a thirty-second."""
-        stem: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        out: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(stem))))
+        out: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for stage, non_local in (
+            (self.layer1, self.NL_1),
+            (self.layer2, self.NL_2),
+            (self.layer3, self.NL_3),
+            (self.layer4, self.NL_4),
+        ):
+            first = len(stage) - len(non_local)
+            for index, block in enumerate(stage):
+                out = block(out)
+                if index >= first:
+                    out = non_local[index - first](out)
         return out
 
 
 def _stage(architecture: Architecture, number: int) -> nn.Sequential:
     """Stage `number` of 0 to 3: its first block changes the channels and takes the stride."""
     block = BasicBlock if architecture.channels == 512 else Bottleneck
-    count = _BLOCKS[architecture.backbone][number]
+    count = BLOCKS[architecture.backbone][number]
     planes = 64 * 2**number
     channels_in = 64 if number == 0 else planes // 2 * block.expansion
     stride = (1, 2, 2, architecture.last_stride)[number]
@@ -144,6 +170,11 @@ def _stage(architecture: Architecture, number: int) -> nn.Sequential:
         blocks.append(block(channels_in, planes, stride=stride, ibn=ibn))
         channels_in, stride = planes * block.expansion, 1
     return nn.Sequential(*blocks)
+
+
+def _non_local(architecture: Architecture, number: int) -> nn.ModuleList:
+    channels = architecture.channels // 2 ** (3 - number)
+    return nn.ModuleList(NonLocal(channels) for _ in range(architecture.non_local[number]))
 
 
 def _max_pool(kind: StemPool) -> nn.MaxPool2d:
