@@ -1,11 +1,13 @@
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from reidserve.commands.export import make_feeding
 from reidserve.embed import Preprocessing, open_embedder, read_artifact
-from reidserve.embed.onnx_session import OnnxSession
 from reidserve.errors import ExportError, OutputExistsError
 from tests.conftest import foreign_model, run_command, save_onnx, write_crops
 
@@ -15,8 +17,8 @@ from reidserve.export.checkpoints import Feed, read_checkpoint, write_checkpoint
 from reidserve.export.convert import Feeding  # noqa: E402
 from reidserve.export.convert.feeding import feed_by_hand  # noqa: E402
 from reidserve.export.convert.from_checkpoint import export_checkpoint, trace  # noqa: E402
-from reidserve.export.model import Architecture, Network, build_network  # noqa: E402
-from tests.test_checkpoints import GOLDENS, golden_inputs, golden_weights  # noqa: E402
+from reidserve.export.model import Architecture, Network, StemPool, build_network, check_stripes  # noqa: E402
+from reidserve.export.model.architecture import LastStride  # noqa: E402
 
 FEED = Feed(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), height=64, width=32)
 FEEDING = Feeding(
@@ -48,6 +50,9 @@ VARIANTS = {
     "gem": Architecture(backbone="resnet18", pooling="gem", classes=5),
     "embedding": Architecture(backbone="resnet18", embedding_dim=24, classes=5),
     "stem": Architecture(backbone="resnet18", stem_relu=False, stem_pool="ceil", last_stride=2, classes=5),
+    "parts": Architecture(backbone="resnet18", parts=4, embedding_dim=6, feature="pooled", classes=5),
+    "parts after their necks": Architecture(backbone="resnet18", parts=2, embedding_dim=6, classes=5),
+    "non-local": Architecture(backbone="resnet18", non_local=(0, 0, 1, 0), neck_relu=True, classes=5),
     "no classifier": Architecture(backbone="resnet18", ibn="a"),
 }
 
@@ -75,20 +80,6 @@ def test_the_artifact_computes_what_the_network_does_in_torch(variant: str, tmp_
     np.testing.assert_array_equal(alone, embeddings[:2])
 
 
-@pytest.mark.parametrize(("name", "said"), GOLDENS, ids=[name for name, _ in GOLDENS])
-def test_a_projects_own_features_come_out_of_the_exported_graph(shared: Path, tmp_path: Path, name: str, said):
-    folder = shared / "data/goldens/dialects" / name
-    meta = json.loads((folder / "meta.json").read_text())
-    golden = np.load(folder / "golden.npz")
-    torch.save(golden_weights(folder, meta), tmp_path / "c.pth")
-    checkpoint = read_checkpoint(tmp_path / "c.pth", **said)
-    height, width = meta["input_size_hw"]
-    session = OnnxSession(trace(checkpoint.network, height=height, width=width).SerializeToString())
-    for kind, crops in golden_inputs(height, width).items():
-        expected = golden[f"{kind}feature"]
-        assert np.abs(session(crops) - expected).max() / np.abs(expected).max() <= 1e-4, kind
-
-
 def test_the_contract_says_what_the_network_is(checkpoint: Path, tmp_path: Path):
     read = read_checkpoint(checkpoint)
     export_checkpoint(read, tmp_path / "model", FEEDING)
@@ -99,6 +90,14 @@ def test_the_contract_says_what_the_network_is(checkpoint: Path, tmp_path: Path)
     assert (contract.source.kind, contract.source.dialect) == ("checkpoint", "reidserve")
     assert contract.source.sha256 == read.sha256
     assert (contract.height, contract.width, contract.dim) == (64, 32, 512)
+
+
+def test_the_contract_counts_the_parts_and_their_dimensions(tmp_path: Path):
+    write_checkpoint(tmp_path / "c.safetensors", lively_network(VARIANTS["parts"]), {})
+    export_checkpoint(read_checkpoint(tmp_path / "c.safetensors"), tmp_path / "model", FEEDING)
+    contract = read_artifact(tmp_path / "model").contract
+    assert contract.dim == 4 * 512
+    assert (contract.network.pooling, contract.network.feature) == ("average, 4 parts", "before_neck")
 
 
 def test_equal_checkpoints_give_equal_bytes(checkpoint: Path, tmp_path: Path):
@@ -122,6 +121,28 @@ def test_a_graph_that_is_not_the_network_is_left_nowhere(checkpoint: Path, tmp_p
     with pytest.raises(ExportError, match="differs from the model"):
         export_checkpoint(read, tmp_path / "model", FEEDING)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("height", "rows", "last_stride"), [(128, 8, 1), (256, 8, 2), (4, 1, 1)])
+def test_a_height_that_parts_do_not_divide_is_refused_in_words(
+    tmp_path: Path, capfd, height: int, rows: int, last_stride: LastStride
+):
+    """torch's own refusal is its whole graph, on the standard output."""
+    network = build_network(Architecture(backbone="resnet18", parts=6, last_stride=last_stride)).eval()
+    step = 96 * last_stride
+    with pytest.raises(ExportError, match=f"has {rows} rows at {height}x32, .* 6 parts .* of {step}, {2 * step} and"):
+        trace(network, height=height, width=32)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("stem_pool", get_args(StemPool))
+def test_the_heights_that_are_named_are_divided(stem_pool: StemPool):
+    strides: tuple[tuple[LastStride, int], ...] = ((1, 96), (2, 192), (1, 384))
+    for last_stride, height in strides:
+        architecture = Architecture(backbone="resnet18", parts=6, stem_pool=stem_pool, last_stride=last_stride)
+        check_stripes(architecture, height=height, width=32)
+        with pytest.raises(ExportError, match="6 parts"):
+            check_stripes(architecture, height=height + 64, width=32)
 
 
 def test_an_occupied_folder_is_refused_before_anything_is_traced(checkpoint: Path, tmp_path: Path):
@@ -171,6 +192,14 @@ def test_imagenets_numbers_follow_the_colour_order(tmp_path: Path):
     arguments = ["--onnx", "small.onnx", "--size", "64x32", "--colour", "bgr", "--json"]
     told = json.loads(run_command("reid-export", *arguments, cwd=tmp_path).stdout)
     assert told["contract"]["preprocessing"]["mean"] == [0.406, 0.456, 0.485]
+
+
+def test_so_do_a_checkpoints_numbers():
+    said = dict.fromkeys(("size", "mean", "std", "colour", "resize")) | {"colour": "bgr"}
+    assert make_feeding(said, told=FEED).preprocessing.mean == (0.6, 0.5, 0.4)
+    assert make_feeding(said, told=FEED).preprocessing.std == (0.3, 0.25, 0.2)
+    assert make_feeding(said, told=replace(FEED, colour="bgr")).preprocessing.mean == (0.4, 0.5, 0.6)
+    assert make_feeding(said | {"mean": "0.1,0.2,0.3"}, told=FEED).preprocessing.mean == (0.1, 0.2, 0.3)
 
 
 def test_a_bad_image_to_compare_on_is_named_and_nothing_is_written(checkpoint: Path, tmp_path: Path):

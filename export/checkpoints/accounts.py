@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from reidserve.errors import CheckpointError
-from reidserve.export.checkpoints.dialects import Dialect, classifier_names, dead_tensors, expected_shapes
+from reidserve.export.checkpoints.dialects import classifier_names, expected_shapes, why_dead
 from reidserve.export.checkpoints.files import Contents, name_some
 from reidserve.export.checkpoints.own import OWN
+from reidserve.export.checkpoints.projects import Dialect
 from reidserve.export.model.architecture import Architecture
 
 _COUNTER = "num_batches_tracked"
@@ -40,23 +41,25 @@ def account(contents: Contents, dialect: Dialect, architecture: Architecture) ->
     """
     shapes = expected_shapes(architecture)
     foreign = {dialect.foreign(name): name for name in shapes}
-    known_dead = dead_tensors(dialect, architecture)
+    there = contents.tensors.keys()
+    dead = {name: why for name in there - foreign.keys() if (why := why_dead(name, dialect, architecture)) is not None}
     absent = _absent(contents, dialect, architecture)
+    expected = {name: _foreign_shape(dialect, own, shapes[own]) for name, own in foreign.items()}
     wrong = {
-        "missing": [name for name in foreign if name not in contents.tensors and name not in absent],
-        "left over": [name for name in contents.tensors if name not in foreign and name not in known_dead],
+        "missing": [name for name in foreign if name not in there and name not in absent],
+        "left over": [name for name in contents.tensors if name not in foreign and name not in dead],
         "of another shape": [
-            f"{name} (expected {_shape(shapes[own])}, got {_shape(contents.tensors[name].shape)})"
-            for name, own in foreign.items()
-            if name in contents.tensors and contents.tensors[name].shape != shapes[own]
+            f"{name} (expected {_shape(shape)}, got {_shape(contents.tensors[name].shape)})"
+            for name, shape in expected.items()
+            if name in there and contents.tensors[name].shape != shape
         ],
     }
     if any(wrong.values()):
         found = "; ".join(f"{what}: {name_some(names)}" for what, names in wrong.items() if names)
         raise CheckpointError(f"{contents.path} is no {architecture.name} of {dialect.name}: {found}")
-    state = {own: _take(contents, name, own) for name, own in foreign.items() if name in contents.tensors}
-    state |= {own: _start(own) for name, own in foreign.items() if name in absent and own not in state}
-    dead = {name: reason for name, reason in known_dead.items() if name in contents.tensors}
+    state = {own: _take(contents, name, own).view(shapes[own]) for name, own in foreign.items() if name in there}
+    state |= {own: _start(own, shapes[own]) for name, own in foreign.items() if name in absent and own not in state}
+    dead = {name: dead[name] for name in contents.tensors if name in dead}
     dead |= {name: _COUNTED for name in contents.tensors if name.endswith(_COUNTER)}
     dead |= {name: _CLASSIFIES for name, own in foreign.items() if own.startswith("classifier.")}
     return Accounts(state, dead, absent)
@@ -70,18 +73,27 @@ def _absent(contents: Contents, dialect: Dialect, architecture: Architecture) ->
     names = expected_shapes(architecture)
     absent = {dialect.foreign(name): _COUNTED for name in names if name.endswith(_COUNTER)}
     if not architecture.classes:
-        absent |= {dialect.foreign(name): _CLASSIFIES for name in classifier_names(architecture)}
+        absent |= {dialect.foreign(name): _CLASSIFIES for name in classifier_names(dialect, architecture)}
     if architecture.pooling == "gem" and dialect.name != OWN:
         absent[dialect.foreign("pooling.p")] = "GeM's exponent, then fixed at the usual 3"
+    if dialect.conv_embedding:
+        absent[dialect.foreign("embedding.bias")] = "the embedding layer of this project has none"
     return {name: reason for name, reason in absent.items() if name not in contents.tensors}
+
+
+def _foreign_shape(dialect: Dialect, own: str, shape: torch.Size) -> torch.Size:
+    return torch.Size([*shape, 1, 1]) if dialect.conv_embedding and own == "embedding.weight" else shape
 
 
 def _shape(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape)) or "a number"
 
 
-def _start(own: str) -> Tensor:
-    return torch.zeros((), dtype=torch.int64) if own.endswith(_COUNTER) else torch.full((1,), 3.0)
+def _start(own: str, shape: torch.Size) -> Tensor:
+    """What the network holds where the file has nothing: no steps counted, no bias, the usual exponent."""
+    if own.endswith(_COUNTER):
+        return torch.zeros((), dtype=torch.int64)
+    return torch.full(shape, 3.0 if own == "pooling.p" else 0.0)
 
 
 def _take(contents: Contents, name: str, own: str) -> Tensor:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -25,6 +26,8 @@ _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 AVERAGED = "n_averaged"
 """What torch's AveragedModel puts beside the tensors."""
+_NUMBERS = ("f2", "f4", "f8", "i4", "i8")
+"""NumPy's types of scalars that stand beside weights, by its own names."""
 _REFUSED = re.compile(r"GLOBAL (\S+)")
 """Where torch's message names what a file wanted to import."""
 
@@ -37,7 +40,7 @@ class Contents:
         path: the file.
         sha256: of its bytes.
         tensors: by name, without what wrappers put before the names.
-        metadata: of a safetensors file.
+        metadata: of a safetensors file; of torch's, the numbers and texts that a wrapper holds beside the tensors.
     """
 
     path: Path
@@ -61,7 +64,7 @@ def read_contents(path: Path) -> Contents:
     if data[_HEADER_LENGTH : _HEADER_LENGTH + 1] == b"{":
         tensors, metadata = _read_safetensors(path, data)
     else:
-        tensors, metadata = _unwrap(path, _read_pickle(path, data)), {}
+        tensors, metadata = _unwrap(path, _read_pickle(path, data))
     return Contents(path, hashlib.sha256(data).hexdigest(), _without_prefixes(tensors), metadata)
 
 
@@ -101,7 +104,7 @@ def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[
 
 def _read_pickle(path: Path, data: bytes) -> object:
     # torch remarks on old formats and on ones it then refuses.
-    with _numpy_scalars_as_nothing(), warnings.catch_warnings():
+    with _numpy_scalars_by_name(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -126,30 +129,64 @@ def _first_line(error: Exception) -> str:
     return message.partition("\n")[0][:200] or type(error).__name__
 
 
-class _Inert:
-    """Stands in for a type of NumPy while a file is read: takes whatever it is given and does nothing."""
+class _NumpyType:
+    """Stands in for NumPy's dtype while a file is read: keeps its name, takes whatever else it is given."""
 
-    def __init__(self, *_: object) -> None:
-        pass
+    def __init__(self, name: object = None, *_: object) -> None:
+        self.name = name
 
     def __setstate__(self, _: object) -> None:
         pass
 
 
+class _NumpyScalar:
+    """Stands in for a scalar of NumPy while a file is read: keeps its type and bytes."""
+
+    def __init__(self, kind: object = None, data: object = None, *_: object) -> None:
+        self.kind = kind
+        self.data = data
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+    def __str__(self) -> str:
+        """The number it stands for; nothing where it is none of _NUMBERS."""
+        name = self.kind.name if isinstance(self.kind, _NumpyType) else None
+        if not isinstance(name, str) or name not in _NUMBERS or not isinstance(self.data, bytes):
+            return ""
+        kind = np.dtype(f"<{name}")
+        return str(np.frombuffer(self.data, kind)[0]) if len(self.data) == kind.itemsize else ""
+
+
+_PLAIN = (bool, int, float, str, _NumpyScalar)
+
+
 @contextmanager
-def _numpy_scalars_as_nothing() -> Iterator[None]:
+def _numpy_scalars_by_name() -> Iterator[None]:
     # torchreid keeps its Rank-1 as a NumPy scalar beside the weights, and weights_only refuses that. The names are
-    # let through, NumPy itself is not: nobody wants the number.
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
-    with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+    # let through, NumPy itself is not: its own constructors were not written for bytes from strangers.
+    names = {
+        "numpy.dtype": _NumpyType,
+        "numpy.core.multiarray.scalar": _NumpyScalar,
+        "numpy._core.multiarray.scalar": _NumpyScalar,
+    }
+    with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in names.items()]):
         yield
 
 
-def _unwrap(path: Path, loaded: object) -> dict[str, Tensor]:
+def _unwrap(path: Path, loaded: object) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, and what is said beside them."""
+    said: dict[str, str] = {}
     for _ in _WRAPPERS:
         inner = next((name for name in _WRAPPERS if isinstance(loaded, Mapping) and name in loaded), None)
         if isinstance(loaded, Mapping) and inner is not None and isinstance(loaded[inner], Mapping):
+            plain = {str(name): str(value) for name, value in loaded.items() if isinstance(value, _PLAIN)}
+            said |= {name: text for name, text in plain.items() if text}
             loaded = loaded[inner]
+    return _tensors_of(path, loaded), said
+
+
+def _tensors_of(path: Path, loaded: object) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not loaded:
         raise CheckpointError(
             f"{path} holds {type(loaded).__name__}, a state dict with tensors was expected: "
@@ -161,9 +198,11 @@ def _unwrap(path: Path, loaded: object) -> dict[str, Tensor]:
             f"{path} is no state dict, nor has it one under {' or '.join(_WRAPPERS)}: these are no tensors: "
             f"{name_some(others)}"
         )
-    hollow = [str(name) for name, value in loaded.items() if value.is_meta or value.layout != torch.strided]
-    if hollow:
-        raise CheckpointError(f"{path} holds tensors that are sparse or have no values: {name_some(hollow)}")
+    odd = [
+        str(name) for name, value in loaded.items() if value.is_meta or value.is_nested or value.layout != torch.strided
+    ]
+    if odd:
+        raise CheckpointError(f"{path} holds tensors that are sparse, nested or have no values: {name_some(odd)}")
     return {str(name): value for name, value in loaded.items()}
 
 

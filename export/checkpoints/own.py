@@ -16,7 +16,11 @@ from reidserve.export.model.network import Network
 
 OWN = "reidserve"
 _FORMAT, _ARCHITECTURE = "reidserve_format", "architecture"
-_VERSION = "1"
+OWN_NAMES = {_FORMAT, _ARCHITECTURE, *Feed.__slots__}
+"""Metadata that are read back; all others are for people."""
+_VERSION = "2"
+_WITHOUT = {"1": frozenset({"parts", "neck_relu", "non_local"}), _VERSION: frozenset[str]()}
+"""The formats that are read, with what an architecture of theirs does not say; it has its default there."""
 _ALIGNMENT = 8
 
 
@@ -56,15 +60,15 @@ def read_own(contents: Contents) -> tuple[Architecture, Feed | None] | None:
     version = contents.metadata.get(_FORMAT)
     if version is None:
         return None
-    if version != _VERSION:
-        raise CheckpointError(f"{contents.path} is of format {version}, this reidserve reads format {_VERSION}")
+    if version not in _WITHOUT:
+        raise CheckpointError(f"{contents.path} is of format {version}, this reidserve reads {' and '.join(_WITHOUT)}")
     text = contents.metadata.get(_ARCHITECTURE, "")
-    names = {field.name for field in fields(Architecture)}
+    names = {field.name for field in fields(Architecture)} - _WITHOUT[version]
     try:
         architecture = msgspec.json.decode(text, type=Architecture)
         different = names ^ json.loads(text).keys()
         if different:
             raise CheckpointError(f"it has, or lacks, {', '.join(sorted(different))}")
         return architecture, parse_feed(contents.metadata)
-    except (msgspec.DecodeError, ExportError, CheckpointError) as error:
+    except (msgspec.DecodeError, ExportError, CheckpointError, RecursionError) as error:
         raise CheckpointError(f"{contents.path}: its metadata do not read: {error}") from error

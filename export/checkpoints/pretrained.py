@@ -1,5 +1,6 @@
 """Starting from another network's weights: everything of a checkpoint but its classifier."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -7,19 +8,27 @@ import torch
 from reidserve.errors import CheckpointError
 from reidserve.export.checkpoints.accounts import account
 from reidserve.export.checkpoints.dialects import recognise
+from reidserve.export.checkpoints.fetch import fetch
 from reidserve.export.checkpoints.files import name_some, read_contents
 from reidserve.export.model.network import Network
 
 
-def load_pretrained(network: Network, path: Path) -> list[str]:
+def load_pretrained(
+    network: Network, source: str | Path, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[str]:
     """Copy every tensor of a checkpoint but the classifier into a network; returns what was left out, with reasons.
+
+    `source` is a file or a URL#sha256=HEX, `progress` hears of bytes as they are fetched.
 
     The backbone is always taken whole. Embedding layer, neck and pooling are taken where both networks have them;
     where only the new one has, it stays as initialised and is said. Strides, stem and pools are the new network's.
 
     Raises:
-        CheckpointError: the file is not accounted for to the last tensor, or its backbone is another.
+        CheckpointError: the file cannot be fetched, is not accounted for to the last tensor, or its backbone is
+            another.
+        UsageError: a URL without a sha256.
     """
+    path = fetch(str(source), progress=progress)
     reading = recognise(read_contents(path))
     theirs, ours = reading.architecture, network.architecture
     if theirs.name != ours.name:

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from reidserve.embed import ResizeFilter
 from reidserve.errors import CheckpointError
 from reidserve.export.checkpoints.accounts import account
-from reidserve.export.checkpoints.dialects import DIALECTS, Reading, recognise
+from reidserve.export.checkpoints.dialects import Reading, recognise
 from reidserve.export.checkpoints.feed import Feed
 from reidserve.export.checkpoints.files import name_some, read_contents
 from reidserve.export.checkpoints.own import OWN
@@ -24,8 +26,8 @@ class Checkpoint:
         network: in evaluation mode, with the file's weights.
         dialect: whose names the file uses.
         architecture: the network's.
-        feeding: how the network was fed in training; None where neither the file nor a dialect that was asked for
-            says it.
+        feeding: how the network was fed in training, from the file or as its project does; None where our own file
+            does not say it.
         sha256: of the file.
         dead: tensors of the file that the feature does not read, with the reason.
         absent: tensors that the file lacks without harm, with the reason.
@@ -58,7 +60,9 @@ def read_checkpoint(
     dialect: str | None = None,
     last_stride: LastStride | None = None,
     stem_pool: StemPool | None = None,
+    stem_relu: bool | None = None,
     pooling: Pooling | None = None,
+    resize: ResizeFilter | None = None,
     arch: str | None = None,
 ) -> Checkpoint:
     """Read the network in a checkpoint: every tensor of the file is used, known to be dead, or the file is refused.
@@ -71,27 +75,12 @@ def read_checkpoint(
             tell all that must be known; or what was said contradicts it.
         ExportError: what was said is no such thing, whatever the file.
     """
-    reading = recognise(read_contents(path))
-    if dialect is not None and dialect != reading.dialect.name:
-        known = "" if dialect in DIALECTS else f" (the dialects are {', '.join(DIALECTS)})"
-        raise CheckpointError(f"{path}: {dialect} was asked for, the tensors are {reading.dialect.name}'s{known}")
+    reading = recognise(read_contents(path), said=dialect)
     if arch is not None and parse_architecture(arch).name != reading.architecture.name:
         raise CheckpointError(f"{path}: {arch} was asked for, the tensors are a {reading.architecture.name}'s")
-    said = {
-        name: value
-        for name, value in (("last_stride", last_stride), ("stem_pool", stem_pool), ("pooling", pooling))
-        if value is not None
-    }
-    if reading.dialect.name == OWN:
-        _check_agreement(reading, said)
-    elif dialect is None:
-        _check_told(reading, said)
-    architecture = replace(
-        reading.architecture,
-        last_stride=last_stride or reading.architecture.last_stride,
-        stem_pool=stem_pool or reading.architecture.stem_pool,
-        pooling=pooling or reading.architecture.pooling,
-    )
+    choices = {"last_stride": last_stride, "stem_pool": stem_pool, "stem_relu": stem_relu, "pooling": pooling}
+    said = {name: value for name, value in choices.items() if value is not None}
+    architecture, feed = decide(reading, said, resize=resize, usual=dialect is not None)
     accounts = account(reading.contents, reading.dialect, architecture)
     with torch.device("meta"):
         network = Network(architecture)
@@ -100,7 +89,7 @@ def read_checkpoint(
         network=network.eval(),
         dialect=reading.dialect.name,
         architecture=architecture,
-        feeding=reading.feed if dialect in (None, OWN) else reading.dialect.feed,
+        feeding=feed,
         sha256=reading.contents.sha256,
         dead=accounts.dead,
         absent=accounts.absent,
@@ -108,31 +97,80 @@ def read_checkpoint(
     )
 
 
-def _check_agreement(reading: Reading, said: Mapping[str, object]) -> None:
-    for name, value in said.items():
-        told = getattr(reading.architecture, name)
-        if value != told:
-            raise CheckpointError(
-                f"{reading.contents.path}: {name} {value} was asked for, its own metadata say {name} {told}"
-            )
+def decide(
+    reading: Reading, said: Mapping[str, Any], *, resize: ResizeFilter | None = None, usual: bool
+) -> tuple[Architecture, Feed | None]:
+    """The architecture of a file's network and how it is fed, from what the file tells and what is said.
 
-
-def _check_told(reading: Reading, said: Mapping[str, object]) -> None:
-    """See that everything is said that a foreign file's tensors do not tell.
+    `usual` stands for the project's ways. No feed is known where our own file tells none.
 
     Raises:
-        CheckpointError: something is not; the candidates are listed.
+        CheckpointError: something is neither told nor said, and the candidates are listed; or our own file's metadata
+            say otherwise.
+        ExportError: what is said is no such thing.
     """
-    dialect, usual = reading.dialect, reading.architecture
-    questions = {"last_stride": f"1 or 2 ({dialect.name}: {dialect.last_stride})"}
-    if usual.ibn == "none" and len(dialect.plain_stems) > 1:
-        questions["stem_pool"] = " or ".join(f"{pool} ({whose})" for pool, whose in dialect.plain_stems.items())
-    if "gap.p" in reading.contents.tensors:
-        questions["pooling"] = "average (then gap.p is not read, as in AICity DMT) or gem"
-    open_questions = {name: choices for name, choices in questions.items() if name not in said}
-    if open_questions:
-        asked = "; ".join(f"--{name.replace('_', '-')} {choices}" for name, choices in open_questions.items())
-        raise CheckpointError(
-            f"{reading.contents.path} is a {usual.name} with {dialect.name}'s names, which do not tell everything. "
-            f"Say {asked}. Or say --dialect {dialect.name} for all that is usual in that project"
-        )
+    path, dialect = reading.contents.path, reading.dialect
+    if dialect.name == OWN:
+        for name, value in said.items():
+            told = getattr(reading.architecture, name)
+            if value != told:
+                raise CheckpointError(f"{path}: {name} {value} was asked for, its own metadata say {name} {told}")
+    answered = {*said, *(usually_answered(reading) if usual else ()), *(("resize",) if resize is not None else ())}
+    unanswered = {name: asked for name, asked in open_questions(reading).items() if name not in answered}
+    if unanswered:
+        raise CheckpointError(_ask(reading, unanswered))
+    feed = dialect.feed if reading.feed is None and dialect.name != OWN else reading.feed
+    if feed is not None and resize is not None:
+        feed = replace(feed, resize=resize)
+    return replace(reading.architecture, **said), feed
+
+
+def _ask(reading: Reading, unanswered: Mapping[str, str]) -> str:
+    names = " or ".join(fitting.name for fitting in reading.fitting)
+    flags = {name: f"--{name.replace('_', '-')}" for name in unanswered}
+    asked = "; ".join(f"{flags[name]} {candidates}" for name, candidates in unanswered.items())
+    usual = [flags[name] for name in unanswered if name in usually_answered(reading)]
+    instead = f". Or say --dialect {names}, in place of {', '.join(usual)}, for what is usual there" if usual else ""
+    return (
+        f"{reading.contents.path} is a {reading.architecture.name} with {names}'s names, which do not tell "
+        f"everything. Say {asked}{instead}"
+    )
+
+
+def usually_answered(reading: Reading) -> set[str]:
+    """What needs no answer once the dialect is said, by the names of `read_checkpoint`."""
+    return {"resize", *reading.dialect.usually(reading.architecture)}
+
+
+def open_questions(reading: Reading) -> dict[str, str]:
+    """What a file's tensors do not tell and must be said, with the candidates, by the names of `read_checkpoint`."""
+    dialect, architecture = reading.dialect, reading.architecture
+    if dialect.name == OWN:
+        return {}
+    questions = {}
+    usual = {fitting.name: fitting.usually(architecture) for fitting in reading.fitting}
+    if "last_stride" not in dialect.always:
+        questions["last_stride"] = f"1 or 2 ({', '.join(usual)}: {architecture.last_stride})"
+    for name in ("stem_pool", "stem_relu"):
+        values = {project: choices.get(name, getattr(architecture, name)) for project, choices in usual.items()}
+        candidates = dialect.unsure.get(name) or _by_value(values)
+        if len(candidates) > 1:
+            questions[name] = _list(candidates)
+    exponent = dialect.foreign("pooling.p")
+    if exponent in reading.contents.tensors and not dialect.reads_exponent:
+        questions["pooling"] = f"average (then {exponent} is not read, as in AICity DMT) or gem"
+    elif dialect.reads_exponent and exponent not in reading.contents.tensors:
+        questions["pooling"] = f"average (bag of tricks) or gem (AGW: p fixed at 3); there is no {exponent} to tell"
+    filters = _by_value({fitting.name: fitting.feed.resize for fitting in reading.fitting})
+    if len(filters) > 1:
+        questions["resize"] = _list(filters)
+    return questions
+
+
+def _by_value(values: Mapping[str, Any]) -> dict[Any, str]:
+    """What each value is of, by the value."""
+    return {value: ", ".join(name for name in values if values[name] == value) for value in values.values()}
+
+
+def _list(candidates: Mapping[Any, str]) -> str:
+    return " or ".join(f"{value} ({whose})" for value, whose in candidates.items())

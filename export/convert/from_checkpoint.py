@@ -17,6 +17,7 @@ from reidserve.export.convert.feeding import Feeding
 from reidserve.export.convert.in_torch import TorchEmbedder
 from reidserve.export.convert.wrap import wrap
 from reidserve.export.model import Network as TorchNetwork
+from reidserve.export.model import check_stripes
 
 OPSET = 17
 _PIXELS, _FEATURE = "pixels", "feature"
@@ -41,17 +42,18 @@ def export_checkpoint(
         feature=_FEATURE,
         height=feeding.height,
         width=feeding.width,
-        dim=architecture.dim,
+        dim=architecture.feature_dim,
         preprocessing=feeding.preprocessing,
     )
+    stripes = f", {architecture.parts} parts" if architecture.parts else ""
     blueprint = Blueprint(
         feeding=feeding,
-        dim=architecture.dim,
+        dim=architecture.feature_dim,
         network=Network(
             backbone=architecture.name,
             neck=architecture.neck,
-            pooling=architecture.pooling,
-            feature=architecture.feature,
+            pooling=f"{architecture.pooling}{stripes}",
+            feature="after_neck" if architecture.feature == "after_neck" else "before_neck",
         ),
         source=Source(kind="checkpoint", sha256=checkpoint.sha256, dialect=checkpoint.dialect),
     )
@@ -64,8 +66,9 @@ def trace(network: TorchNetwork, *, height: int, width: int) -> onnx.ModelProto:
     """The evaluation graph of a network: float32 (N, 3, height, width) in, (N, dim) out, N free, one file.
 
     Raises:
-        ExportError: torch cannot write it in plain operators.
+        ExportError: torch cannot write it in plain operators, as where stripes of a map would overlap.
     """
+    check_stripes(network.architecture, height=height, width=width)
     written = io.BytesIO()
     # Two images: a batch of one would be taken for a constant by some operators.
     example = torch.from_numpy(np.zeros((2, 3, height, width), np.float32))
