@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 from PIL import Image
 
 from reidserve.commands.eval import app
+from reidserve.commands.eval.options import Told
+from reidserve.commands.export.converting import convert
 from reidserve.datasets import read_dataset
 from reidserve.embed import open_embedder
-from reidserve.errors import UsageError
+from reidserve.errors import CheckpointError, UsageError
 from reidserve.evaluate import Rule, embed_crops
 from reidserve.evaluate import evaluate as evaluate_features
 from reidserve.evaluate.features import read_features
@@ -346,6 +350,24 @@ def test_what_would_fail_after_hours_or_do_nothing_is_refused_too(
     with pytest.raises(UsageError, match=message):
         app([str(data), *arguments])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_told_of_as_reid_export_is():
+    others = {"checkpoint", "onnx", "out", "output", "images", "force", "json"}
+    assert {field.name for field in fields(Told)} == signature(convert).parameters.keys() - others
+
+
+def test_what_a_checkpoint_does_not_tell_is_asked_for(data: Path, tmp_path: Path):
+    torch = pytest.importorskip("torch", reason="needs reidserve[train]")
+    from tests.states import strong
+
+    path = tmp_path / "weights.pth"
+    torch.save(strong(), path)
+    asked = [str(data), "--checkpoint", str(path), "--size", "64x32", "--last-stride", "1", "--stem-pool", "padded"]
+    with pytest.raises(CheckpointError, match=r"Say --resize bilinear .* or bicubic \(dmt\)"):
+        app([*asked, "--stem-relu"])
+    with pytest.raises(CheckpointError, match="stem-pool padded"):
+        app([*asked[:5], "--resize", "bicubic"])
 
 
 def test_features_are_not_written_over(tmp_path: Path):

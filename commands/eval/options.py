@@ -144,6 +144,7 @@ class Told:
         arch: The architecture a checkpoint must be of.
         last_stride: The stride of a checkpoint's last stage.
         stem_pool: The pooling of its stem.
+        stem_relu: Whether a ReLU follows the norm of its stem.
         pooling: Its global pooling.
     """
 
@@ -156,6 +157,7 @@ class Told:
     arch: Annotated[str | None, _Unsaid] = None
     last_stride: Annotated[Literal[1, 2] | None, _Unsaid] = None
     stem_pool: Annotated[Literal["padded", "halving", "ceil"] | None, _Unsaid] = None
+    stem_relu: Annotated[bool | None, _Unsaid] = None
     pooling: Annotated[Literal["average", "gem"] | None, _Unsaid] = None
 
 

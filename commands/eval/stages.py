@@ -53,7 +53,8 @@ def score_checkpoint(path: Path, told: Told, material: Material, varied: Varied,
     from reidserve.export.convert.in_torch import TorchEmbedder
 
     said = asdict(told)
-    read = read_checkpoint(path, **{name: value for name, value in said.items() if name not in _FEEDING})
+    told_of_network = {name: value for name, value in said.items() if name not in _FEEDING}
+    read = read_checkpoint(path, **told_of_network, resize=told.resize)
     feeding = make_feeding({name: said[name] for name in _FEEDING}, told=read.feeding)
     embedder = TorchEmbedder(read, feeding, device=device)
     facts = {

@@ -1,4 +1,4 @@
-"""reid-export: a model becomes an artifact."""
+"""reid-export: converting a checkpoint, or adopting an ONNX."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,27 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from reidserve.commands.console import Force, Json, make_app, print_facts, print_json, print_lines, run
+from reidserve.commands.console import Force, Json, print_facts, print_json, print_lines
+from reidserve.commands.export.feeding import Said, make_feeding
 from reidserve.errors import ExportError, ImageError, UsageError
 
 if TYPE_CHECKING:
-    from reidserve.export.checkpoints import Feed
-    from reidserve.export.convert import Assembled, Feeding
-
-app = make_app("reid-export")
-
-Triple = tuple[float, float, float]
-Said = Mapping[str, Any]
-"""What was said of the feeding: size, mean, std, colour and resize, None where nothing was."""
-
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+    from reidserve.export.convert import Assembled
 
 _Unsaid = Parameter(show_default=False)
 
 
-@app.default
-def export(
+def convert(
     *,
     checkpoint: Annotated[Path | None, _Unsaid] = None,
     onnx: Annotated[Path | None, _Unsaid] = None,
@@ -40,6 +30,7 @@ def export(
     arch: Annotated[str | None, _Unsaid] = None,
     last_stride: Annotated[Literal[1, 2] | None, _Unsaid] = None,
     stem_pool: Annotated[Literal["padded", "halving", "ceil"] | None, _Unsaid] = None,
+    stem_relu: Annotated[bool | None, _Unsaid] = None,
     pooling: Annotated[Literal["average", "gem"] | None, _Unsaid] = None,
     output: Annotated[str | None, _Unsaid] = None,
     images: Annotated[Path | None, _Unsaid] = None,
@@ -57,7 +48,8 @@ def export(
     --mean 0 --std 1/255.
 
     Args:
-        checkpoint: A file of reid-train, strong-baseline, torchvision or IBN-Net.
+        checkpoint: A file of reid-train, or of a project that docs/checkpoints.md lists: strong-baseline, fast-reid,
+            torchreid, layumi's, PCB and others.
         onnx: In its place, a foreign graph: float32 (N, 3, height, width) in, (N, dim) out, N free.
         out: The folder to write.
         size: Input size, height first, such as 256x128; only reid-train's own checkpoints tell it.
@@ -65,11 +57,12 @@ def export(
             tells another.
         std: Their standard deviation, likewise; fractions such as 1/255 are read.
         colour: The channel order the model was trained on; rgb if nothing tells another.
-        resize: The Pillow filter its crops were resized with; bilinear if nothing tells another.
-        dialect: The project a checkpoint is of, for all that is usual there.
+        resize: The Pillow filter its crops were resized with; of an ONNX, bilinear if nothing is said.
+        dialect: The project a checkpoint is of, for what is usual there.
         arch: The architecture a checkpoint must be of, such as resnet50_ibn_a.
         last_stride: The stride of a checkpoint's last stage.
         stem_pool: The pooling of its stem.
+        stem_relu: Whether a ReLU follows the norm of its stem.
         pooling: Its global pooling.
         output: The output of an ONNX that is the embedding, where it has several.
         images: A folder of crops to compare on, beside synthetic ones.
@@ -85,6 +78,7 @@ def export(
         "arch": arch,
         "last_stride": last_stride,
         "stem_pool": stem_pool,
+        "stem_relu": stem_relu,
         "pooling": pooling,
     }
     if onnx is not None:
@@ -113,7 +107,7 @@ def _convert(
     from reidserve.export.checkpoints import read_checkpoint
     from reidserve.export.convert.from_checkpoint import export_checkpoint
 
-    read = read_checkpoint(checkpoint, **told)
+    read = read_checkpoint(checkpoint, **told, resize=said["resize"])
     feeding = make_feeding(said, told=read.feeding)
     overruled = [
         f"--{name} {value} was said in place of what the file tells"
@@ -121,41 +115,6 @@ def _convert(
         if value is not None and read.dialect == "reidserve" and read.feeding is not None
     ]
     return export_checkpoint(read, out, feeding, images=compared, force=force), [*overruled, *read.remarks]
-
-
-def make_feeding(said: Said, *, told: "Feed | None" = None) -> "Feeding":
-    """How the network is fed: as was said, else as the checkpoint tells, else as ImageNet's networks are.
-
-    Raises:
-        UsageError: nothing tells the size, or what was said does not read.
-    """
-    from reidserve.embed import Preprocessing
-    from reidserve.export.convert import Feeding
-
-    size = said["size"]
-    if size is not None:
-        height, width = parse_size(size)
-    elif told is not None and told.height is not None and told.width is not None:
-        height, width = told.height, told.width
-    else:
-        raise UsageError("--size HEIGHTxWIDTH is needed, such as 256x128: nothing else tells the input size")
-    mean, std = said["mean"], said["std"]
-    colour = said["colour"] or (told.colour if told is not None else "rgb")
-    usual_mean, usual_std = (told.mean, told.std) if told is not None else (IMAGENET_MEAN, IMAGENET_STD)
-    if told is None and colour == "bgr":
-        usual_mean, usual_std = _turned(usual_mean), _turned(usual_std)
-    preprocessing = Preprocessing(
-        mean=parse_triple("--mean", mean) if mean is not None else usual_mean,
-        std=parse_triple("--std", std) if std is not None else usual_std,
-        colour=colour,
-    )
-    resize = said["resize"] or (told.resize if told is not None else "bilinear")
-    return Feeding(height=height, width=width, resize=resize, preprocessing=preprocessing)
-
-
-def _turned(triple: Triple) -> Triple:
-    """ImageNet's numbers stand red first; a model fed blue first wants them the other way round."""
-    return triple[2], triple[1], triple[0]
 
 
 def _read_images(folder: Path) -> list[bytes]:
@@ -200,42 +159,3 @@ def _report(made: "Assembled", out: str, images: int, remarks: list[str], *, jso
             f"{f' and {images} images' if images else ''}: {made.difference:.2g}",
         }
     )
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Read HEIGHTxWIDTH, pixels.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    height, cross, width = text.partition("x")
-    if not (cross and height.isascii() and height.isdigit() and width.isascii() and width.isdigit()):
-        raise UsageError(f"--size must be HEIGHTxWIDTH, such as 256x128, got {text!r}")
-    return int(height), int(width)
-
-
-def parse_triple(flag: str, text: str) -> Triple:
-    """Read one number or three with commas between, each a decimal or a fraction such as 1/255.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    try:
-        numbers = [_parse_number(part) for part in text.split(",")]
-    except (ValueError, ZeroDivisionError) as error:
-        raise UsageError(f"{flag} must be one number or three, such as 0.485,0.456,0.406, got {text!r}") from error
-    if len(numbers) == 1:
-        numbers *= 3
-    if len(numbers) != 3:
-        raise UsageError(f"{flag} must be one number or three, got {len(numbers)}")
-    return numbers[0], numbers[1], numbers[2]
-
-
-def _parse_number(text: str) -> float:
-    above, _, below = text.partition("/")
-    return float(above) / float(below or 1)
-
-
-def main() -> None:
-    """Run the command."""
-    run(app)
