@@ -4,6 +4,7 @@ from reidserve.datasets.attributes import NO_ATTRIBUTES, Attribute, Attributes, 
 from reidserve.datasets.crop import DISTRACTOR, JUNK, Crop, Dataset, ProtocolName, is_distractor
 from reidserve.datasets.groups import read_multi_query, read_tracks
 from reidserve.datasets.layouts import LAYOUTS, LayoutName, read_crops, read_dataset, read_training
+from reidserve.datasets.masks import with_masks
 from reidserve.datasets.names import path_to_text, text_to_path
 from reidserve.datasets.tables import read_timestamp
 
@@ -28,5 +29,6 @@ __all__ = [
     "read_tracks",
     "read_training",
     "text_to_path",
+    "with_masks",
     "wrong_attributes",
 ]

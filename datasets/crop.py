@@ -36,6 +36,7 @@ class Crop:
         timestamp: when it was taken, microseconds since 1970 UTC; None where unknown.
         attributes: what else is known of it, by name.
         track: the track it is of, images of one identity that one camera took in one go; None where unknown.
+        mask: an image file of the same size, 255 where the target is seen and 0 elsewhere; None where there is none.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Crop:
     timestamp: int | None = None
     attributes: Attributes = field(default_factory=lambda: NO_ATTRIBUTES, hash=False)
     track: str | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,17 +79,23 @@ LAYOUTS: Sequence[Layout] = (
 )
 
 
+PATTERN_PARTS = (*dict.fromkeys((layout.query, layout.gallery) for layout in LAYOUTS), ("test", "test"))
+"""Folders of queries and gallery whose names a pattern reads; in the last, each image is asked for among the others."""
+
 _LISTED = "msmt17: list_query.txt, list_gallery.txt; vehicleid: image/, train_test_split/"
 
 
-def read_dataset(source: Path) -> Dataset:
+def read_dataset(source: Path, *, pattern: str | None = None) -> Dataset:
     """Read the query and gallery parts of a dataset whose layout its folders tell, or of a CSV table.
 
-    Of VehicleID the test list is named, such as `train_test_split/test_list_800.txt`: it tells the size.
+    Of VehicleID the test list is named, such as `train_test_split/test_list_800.txt`: it tells the size. A pattern
+    (`crops_by_pattern`) reads the file names in the folders of PATTERN_PARTS in place of a layout.
 
     Raises:
         DatasetError: no known layout, a part is missing, or a file name or a list's line says nothing.
     """
+    if pattern is not None:
+        return _dataset_by_pattern(source, pattern)
     if source.suffix.lower() == ".csv":
         return dataset_of_table(source)
     if source.suffix.lower() == ".txt":
@@ -108,7 +114,7 @@ def read_dataset(source: Path) -> Dataset:
 
 
 def read_part(layout: Layout, folder: Path) -> list[Crop]:
-    """The crops of one part, for scoring.
+    """The crops of one part.
 
     In folders per identity whose files keep the names of a known dataset (as layumi's `prepare.py` leaves them),
     cameras come from these names: without them, images of the query's own camera would count as found.
@@ -127,15 +133,19 @@ def read_part(layout: Layout, folder: Path) -> list[Crop]:
     return crops
 
 
-def read_training(source: Path) -> list[Crop]:
+def read_training(source: Path, *, pattern: str | None = None) -> list[Crop]:
     """Read the training part of a dataset, which may lack the others, or of a CSV table.
 
-    MSMT17's is list_train.txt alone, as in torchreid and fast-reid; TransReID adds list_val.txt. VehicleID's is named
-    by its root or by any of its test lists.
+    MSMT17's is list_train.txt and list_val.txt, as published and as TransReID has it; torchreid and fast-reid leave
+    out the second. VehicleID's is named by its root or by any of its test lists. A pattern (`crops_by_pattern`) reads
+    the file names in a layout's training folder in place of the layout.
 
     Raises:
         DatasetError: no known layout, or a file name or a list's line says nothing.
     """
+    if pattern is not None:
+        parts = list(dict.fromkeys(layout.train for layout in LAYOUTS))
+        return crops_by_pattern(_pattern_parts(source, [(part,) for part in parts])[0], pattern)
     if source.suffix.lower() == ".csv":
         return training_of_table(source)
     if source.suffix.lower() == ".txt":
@@ -153,7 +163,25 @@ def read_training(source: Path) -> list[Crop]:
             "with the columns path, pid, camid and split"
         )
     layout = _best_named(candidates, source / candidates[0].train)
-    return layout.read(source / layout.train)
+    return read_part(layout, source / layout.train)
+
+
+def _dataset_by_pattern(root: Path, pattern: str) -> Dataset:
+    query, gallery = _pattern_parts(root, PATTERN_PARTS)
+    asked = crops_by_pattern(query, pattern)
+    return Dataset("pattern", query=asked, gallery=asked if gallery == query else crops_by_pattern(gallery, pattern))
+
+
+def _pattern_parts(root: Path, known: Sequence[tuple[str, ...]]) -> list[Path]:
+    """The first of these groups of folders that is whole."""
+    if root.suffix.lower() == ".csv":
+        raise DatasetError(f"{path_to_text(root)} is a table, its columns are the labels: leave out --pattern")
+    _check_folder(root)
+    for names in known:
+        if all((root / name).is_dir() for name in names):
+            return [root / name for name in names]
+    listed = "; ".join(" and ".join(f"{name}/" for name in dict.fromkeys(names)) for names in known)
+    raise DatasetError(f"{path_to_text(root)} has none of the folders that a pattern is read in: {listed}")
 
 
 def _recognise(root: Path) -> Layout:

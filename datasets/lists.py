@@ -35,12 +35,15 @@ def msmt17_dataset(root: Path) -> Dataset:
 
 
 def msmt17_training(root: Path) -> list[Crop]:
-    """The training set of MSMT17, without its validation part.
+    """The training set of MSMT17: list_train.txt, and list_val.txt where it lies there, of the same identities.
 
     Raises:
         DatasetError: as `msmt17_dataset`.
     """
-    return _msmt17_crops(root / "list_train.txt", _msmt17_images(root, "train"))
+    images = _msmt17_images(root, "train")
+    validation = root / "list_val.txt"
+    lists = [root / "list_train.txt", *([validation] if validation.exists() else [])]
+    return [crop for listing in lists for crop in _msmt17_crops(listing, images)]
 
 
 def holds_vehicleid(root: Path) -> bool:

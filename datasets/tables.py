@@ -1,4 +1,4 @@
-"""A CSV table of crops: the column path, and any of pid, camid, timestamp, split, track, attributes.NAME."""
+"""A CSV table of crops: the column path, and any of pid, camid, timestamp, split, track, mask, attributes.NAME."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from reidserve.datasets.crop import Crop, Dataset
 from reidserve.datasets.names import path_to_text
 from reidserve.errors import DatasetError
 
-COLUMNS = ("path", "pid", "camid", "timestamp", "split", "track")
+COLUMNS = ("path", "pid", "camid", "timestamp", "split", "track", "mask")
 ATTRIBUTE = "attributes."
 """How the name of an attribute's column begins."""
 
@@ -111,16 +111,21 @@ def _check_header(table: Path, header: Sequence[str]) -> None:
 def _crop(table: Path, line: int, row: Mapping[str, str]) -> Crop:
     if not row["path"]:
         raise DatasetError(f"{path_to_text(table)}, line {line}: the path is empty")
-    if "\0" in row["path"]:
-        raise DatasetError(f"{path_to_text(table)}, line {line}: the path {row['path']!r} holds a zero byte")
     return Crop(
-        table.parent / row["path"],
+        _path(table, line, row["path"]),
         pid=row.get("pid") or None,
         camid=row.get("camid") or None,
         timestamp=_timestamp(table, line, row.get("timestamp") or None),
         attributes=_attributes(table, line, row),
         track=row.get("track") or None,
+        mask=_path(table, line, mask) if (mask := row.get("mask")) else None,
     )
+
+
+def _path(table: Path, line: int, text: str) -> Path:
+    if "\0" in text:
+        raise DatasetError(f"{path_to_text(table)}, line {line}: the path {text!r} holds a zero byte")
+    return table.parent / text
 
 
 def _attributes(table: Path, line: int, row: Mapping[str, str]) -> Attributes:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from reidserve.datasets import JUNK, LAYOUTS, is_distractor, read_crops, read_dataset, read_training
+from reidserve.datasets import JUNK, LAYOUTS, Crop, is_distractor, read_crops, read_dataset, read_training
 from reidserve.errors import DatasetError
 from tests.test_folders import touch
 
@@ -68,9 +68,75 @@ def test_folders_per_identity_of_which_one_name_says_something_else_have_no_came
     assert {crop.camid for crop in read_dataset(tmp_path).gallery} == {None}
 
 
-def test_the_training_part_of_a_layout_is_read(tmp_path: Path):
-    touch(tmp_path / "bounding_box_train", *CUHK)
-    assert [(crop.pid, crop.camid) for crop in read_training(tmp_path)] == [("0003", "1"), ("1467", "2")]
+@pytest.mark.parametrize(
+    ("folder", "names", "labels"),
+    [
+        ("bounding_box_train", ("0002_c1s1_000451_03.jpg", "-1_c6s4_012345_00.jpg"), [("-1", "6"), ("0002", "1")]),
+        ("bounding_box_train", DUKE, [("0001", "2"), ("7140", "8")]),
+        ("bounding_box_train", CUHK, [("0003", "1"), ("1467", "2")]),
+        ("image_train", VERI, [("0002", "002"), ("0776", "020")]),
+        ("train", ("anna/1.jpg", "red car 7/2.jpg"), [("anna", None), ("red car 7", None)]),
+        ("train", (f"0002/{MARKET[0]}", f"1501/{MARKET[1]}"), [("0002", "1"), ("1501", "6")]),
+    ],
+    ids=["market1501", "dukemtmc", "cuhk03np", "veri776", "folders", "folders with Market's names"],
+)
+def test_the_training_part_of_each_layout_is_read_without_the_others(tmp_path: Path, folder, names, labels):
+    touch(tmp_path / folder, *names)
+    assert [(crop.pid, crop.camid) for crop in read_training(tmp_path)] == labels
+
+
+def test_the_training_part_of_a_table_is_read_without_the_others(tmp_path: Path):
+    table = tmp_path / "all.csv"
+    table.write_text("path,pid,split\na.jpg,7,train\nb.jpg,8,train\n")
+    assert read_training(table) == [Crop(tmp_path / "a.jpg", pid="7"), Crop(tmp_path / "b.jpg", pid="8")]
+    table.write_text("path,pid,split\na.jpg,7,query\nb.jpg,8,gallery\n")
+    with pytest.raises(DatasetError, match="no row whose split is 'train'"):
+        read_training(table)
+
+
+def test_a_dataset_without_a_training_part_is_refused_with_the_folders_known(tmp_path: Path):
+    touch(tmp_path / "query", "0002_c1s1_000451_03.jpg")
+    with pytest.raises(DatasetError, match=r"no training set .*market1501: bounding_box_train/.*veri776: image_train/"):
+        read_training(tmp_path)
+    with pytest.raises(DatasetError, match="neither"):
+        read_training(tmp_path / "nowhere")
+
+
+CARS = r"(?P<pid>[a-z]+_\d+)_cam(?P<camid>\d)"
+
+
+def test_a_pattern_reads_the_folders_of_a_layout_in_its_place(tmp_path: Path):
+    touch(tmp_path / "train", "car_7_cam1.jpg", "car_7_cam2.jpg")
+    touch(tmp_path / "query", "car_8_cam1.jpg")
+    touch(tmp_path / "gallery", "car_8_cam2.jpg", "bus_9_cam1.jpg")
+    assert [(crop.pid, crop.camid) for crop in read_training(tmp_path, pattern=CARS)] == [
+        ("car_7", "1"),
+        ("car_7", "2"),
+    ]
+    read = read_dataset(tmp_path, pattern=CARS)
+    assert (read.layout, read.protocol) == ("pattern", "market1501")
+    assert read.query == [Crop(tmp_path / "query/car_8_cam1.jpg", pid="car_8", camid="1")]
+    assert [(crop.pid, crop.camid) for crop in read.gallery] == [("bus_9", "1"), ("car_8", "2")]
+
+
+def test_of_a_folder_called_test_a_pattern_makes_query_and_gallery(tmp_path: Path):
+    touch(tmp_path / "test", "car_8_cam1.jpg", "car_8_cam2.jpg")
+    read = read_dataset(tmp_path, pattern=CARS)
+    assert [(crop.pid, crop.camid) for crop in read.query] == [("car_8", "1"), ("car_8", "2")]
+    assert read.gallery == read.query
+
+
+def test_a_pattern_without_such_folders_or_of_a_table_is_refused(tmp_path: Path):
+    touch(tmp_path, "car_7_cam1.jpg", "crops.csv")
+    with pytest.raises(DatasetError, match=r"a pattern is read in: bounding_box_train/; image_train/; train/$"):
+        read_training(tmp_path, pattern=CARS)
+    with pytest.raises(DatasetError, match=r"query/ and gallery/; test/$"):
+        read_dataset(tmp_path, pattern=CARS)
+    for read in (read_training, read_dataset):
+        with pytest.raises(DatasetError, match="leave out --pattern"):
+            read(tmp_path / "crops.csv", pattern=CARS)
+        with pytest.raises(DatasetError, match="neither"):
+            read(tmp_path / "nowhere", pattern=CARS)
 
 
 def test_one_stranger_does_not_turn_a_layout_into_another(tmp_path: Path):

@@ -50,7 +50,10 @@ def test_msmt17_takes_pids_from_its_lists_and_cameras_from_the_third_field(tmp_p
         Crop(root / test / GALLERY[0], pid="0", camid="14"),
         Crop(root / test / GALLERY[1], pid="1", camid="03"),
     ]
-    assert read_training(root) == [Crop(root / train / TRAIN[0], pid="7", camid="05")]
+    learnt = [Crop(root / train / TRAIN[0], pid="7", camid="05"), Crop(root / train / TRAIN[1], pid="7", camid="06")]
+    assert read_training(root) == learnt
+    (root / "list_val.txt").unlink()
+    assert read_training(root) == learnt[:1]
 
 
 def test_a_test_list_of_vehicleid_is_query_and_gallery_in_its_order(tmp_path: Path):

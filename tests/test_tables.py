@@ -58,7 +58,7 @@ def test_columns_that_are_missing_unknown_or_doubled_are_refused(tmp_path: Path,
     table = write_table(tmp_path, header + "\n" + ",".join("abc"[: header.count(",") + 1]) + "\n" if header else "")
     with pytest.raises(DatasetError) as refused:
         crops_of_table(table)
-    known = "pid, camid, timestamp, split, track, attributes.NAME"
+    known = "pid, camid, timestamp, split, track, mask, attributes.NAME"
     assert str(refused.value).startswith(f"{table} must have the columns path and any of {known}, got {got}")
 
 
@@ -107,6 +107,11 @@ def test_a_track_is_read_and_an_empty_cell_is_none(tmp_path: Path):
     assert crops == [Crop(tmp_path / "a.jpg", track="t 1"), Crop(tmp_path / "b.jpg", track=None)]
 
 
+def test_a_mask_is_a_path_from_the_tables_folder_and_an_empty_cell_is_none(tmp_path: Path):
+    crops = crops_of_table(write_table(tmp_path, "path,mask\na.jpg,m/a.png\nb.jpg,\n"))
+    assert crops == [Crop(tmp_path / "a.jpg", mask=tmp_path / "m/a.png"), Crop(tmp_path / "b.jpg")]
+
+
 @pytest.mark.parametrize("row", ["b.jpg", "b.jpg,2,3", "b.jpg,2,"])
 def test_a_row_of_another_length_is_refused_with_its_line(tmp_path: Path, row: str):
     with pytest.raises(DatasetError, match=r"crops.csv, line 4: expected 2 fields"):
@@ -119,8 +124,9 @@ def test_a_row_without_a_path_is_refused_with_its_line(tmp_path: Path):
 
 
 def test_a_path_that_no_file_can_have_is_refused_with_its_line(tmp_path: Path):
-    with pytest.raises(DatasetError, match=r"line 2"):
-        crops_of_table(write_table(tmp_path, "path,pid\na\0.jpg,1\n"))
+    for text in ("path,pid\na\0.jpg,1\n", "path,mask\na.jpg,a\0.png\n"):
+        with pytest.raises(DatasetError, match=r"line 2"):
+            crops_of_table(write_table(tmp_path, text))
 
 
 @pytest.mark.parametrize(
