@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reidserve.errors import QueryError
-from reidserve.index.rerank import Reranking, rerank, rerank_in_chunks
+from reidserve.index.rerank import Reranking, rerank, rerank_among, rerank_in_chunks
 from reidserve.index.rerank.neighbours import find_neighbours
 from tests.conftest import unit_rows
 
@@ -272,6 +272,27 @@ def test_the_sparse_distances_are_those_of_torchreid(cases, name):
 def test_nothing_has_no_distances_in_chunks_either(queries, rows):
     whole = rerank_whole(np.empty((queries, 4), np.float32), np.empty((rows, 4), np.float32))
     assert whole.shape == (queries, rows)
+
+
+@pytest.mark.parametrize("how", [Reranking(), Reranking(k1=5, k2=1, weight=0), Reranking(k1=60, k2=70, weight=1)])
+def test_distances_among_images_are_those_of_any_division_that_parts_them(how, monkeypatch):
+    monkeypatch.setattr("reidserve.index.rerank.sparse.PANEL_BYTES", 4 * 40 * 7)
+    rows = unit_rows(np.random.default_rng(3), 40, 8)
+    among = np.concatenate([distances for _, distances in rerank_among(rows, how)])
+    assert among.shape == (40, 40)
+    for cut in (1, 17, 39):
+        np.testing.assert_allclose(among[:cut, cut:], rerank(rows[:cut], rows[cut:], how), atol=1e-5, rtol=0)
+        others = np.concatenate([rows[cut:], rows[:cut]])
+        np.testing.assert_allclose(
+            among[cut:, :cut], rerank(others[: 40 - cut], others[40 - cut :], how), atol=1e-5, rtol=0
+        )
+    np.testing.assert_allclose(np.diag(among), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_too_few_images_have_no_distances_but_their_own(rows):
+    (block,) = rerank_among(np.eye(rows, 4, dtype=np.float32))
+    np.testing.assert_array_equal(block[1], np.zeros((rows, rows)))
 
 
 def test_progress_counts_up_to_all_images_and_the_queries_again():

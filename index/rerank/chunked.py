@@ -34,3 +34,26 @@ def rerank_in_chunks(
     from reidserve.index.rerank.sparse import distances_in_chunks
 
     return distances_in_chunks(queries, gallery, how, progress)
+
+
+def rerank_among(
+    vectors: Embeddings,
+    how: Reranking = Reranking(),  # noqa: B008
+    *,
+    progress: Progress = no_progress,
+) -> Iterator[tuple[slice, Distances]]:
+    """Runs of images, in order, and their k-reciprocal distances (n, N) to all of N images (N, dim), themselves too.
+
+    Of two different images it is what `rerank` gives of any division into queries and gallery that parts them, within
+    1e-5. Memory and `progress` are those of `rerank_in_chunks`.
+
+    Raises:
+        QueryError: they are no matrix.
+        ModuleNotFoundError: numba or scipy is not installed; they come with reidserve[eval] and reidserve[train].
+    """
+    check_embeddings(vectors, vectors)
+    if len(vectors) < 2:
+        return iter([(slice(0, len(vectors)), np.zeros((len(vectors), len(vectors)), np.float32))])
+    from reidserve.index.rerank.sparse import distances_among
+
+    return distances_among(vectors, how, progress)

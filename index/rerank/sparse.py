@@ -29,7 +29,28 @@ def distances_in_chunks(
     found = find_neighbours(vectors, max(how.k1 + 1, how.k2), lambda done, _: progress(done, total))
     encoded = _expanded(_encoded(vectors, found, how), found, how)
     del vectors
-    mine, others = csr_array(encoded[: len(queries)]), csr_array(encoded[len(queries) :].T)
+    yield from _blocks(queries, gallery, encoded[: len(queries)], encoded[len(queries) :], found, how, progress)
+
+
+def distances_among(vectors: Embeddings, how: Reranking, progress: Progress) -> Iterator[tuple[slice, Distances]]:
+    """What `rerank_among` says, of at least two images."""
+    total = 2 * len(vectors)
+    found = find_neighbours(vectors, max(how.k1 + 1, how.k2), lambda done, _: progress(done, total))
+    encoded = _expanded(_encoded(vectors, found, how), found, how)
+    yield from _blocks(vectors, vectors, encoded, encoded, found, how, progress)
+
+
+def _blocks(
+    queries: Embeddings,
+    gallery: Embeddings,
+    mine: _Sparse,
+    others: _Sparse,
+    found: Neighbours,
+    how: Reranking,
+    progress: Progress,
+) -> Iterator[tuple[slice, Distances]]:
+    """Runs of queries, the first of those whose neighbours were found, and their distances to a gallery."""
+    mine, others = csr_array(mine), csr_array(others.T)
     step = max(1, PANEL_BYTES // (4 * len(gallery)))
     for start in range(0, len(queries), step):
         part = slice(start, min(start + step, len(queries)))
@@ -37,7 +58,7 @@ def distances_in_chunks(
         scores = _scores(queries[part], gallery, found.narrow[part])
         in_threads(0, len(scores), partial(_finish, shared, scores, found.lowest[part], how))
         yield part, scores
-        progress(len(found.rows) + part.stop, total)
+        progress(len(found.rows) + part.stop, len(found.rows) + len(queries))
 
 
 def _nearest(found: Neighbours, count: int) -> _Sparse:
