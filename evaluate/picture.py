@@ -8,7 +8,7 @@ from PIL import ImageDraw, ImageOps
 
 from reidserve.datasets import text_to_path
 from reidserve.embed import decode, read_image
-from reidserve.evaluate.shown import Shown, Verdict
+from reidserve.evaluate.shown import Shown
 from reidserve.index.storage.folders import new_file
 
 RIGHT, WRONG, QUERY = (34, 139, 72), (200, 50, 47), (60, 70, 82)
@@ -44,7 +44,7 @@ def draw_rankings(shown: Sequence[Shown], out: Path, *, top_k: int = 10) -> None
         canvas.paste(_framed(ranked.source, QUERY), (_MARGIN, top))
         for column, hit in enumerate(hits, start=1):
             framed = _framed(hit.source, RIGHT if hit.verdict == "right" else WRONG)
-            _mark(framed, hit.verdict)
+            mark(framed, right=hit.verdict == "right")
             canvas.paste(framed, (_MARGIN + column * (width + _GAP) + _GAP, top))
     with new_file(out) as partial:
         canvas.save(partial, "PNG")
@@ -68,11 +68,11 @@ def _framed(source: str | None, colour: tuple[int, int, int]) -> Pillow.Image:
     return ImageOps.expand(cell, _FRAME, colour)
 
 
-def _mark(framed: Pillow.Image, verdict: Verdict) -> None:
-    """A tick or a cross in the lower right corner: red and green are one colour to some."""
+def mark(framed: Pillow.Image, *, right: bool) -> None:
+    """Draw a tick or a cross into the lower right corner: red and green are one colour to some."""
     draw = ImageDraw.Draw(framed)
     left, top = framed.width - _BADGE, framed.height - _BADGE
-    draw.rectangle((left, top, framed.width, framed.height), fill=RIGHT if verdict == "right" else WRONG)
+    draw.rectangle((left, top, framed.width, framed.height), fill=RIGHT if right else WRONG)
     tick, cross = [[(4, 9), (8, 13), (14, 5)]], [[(5, 5), (13, 13)], [(5, 13), (13, 5)]]
-    for stroke in tick if verdict == "right" else cross:
+    for stroke in tick if right else cross:
         draw.line([(left + x, top + y) for x, y in stroke], fill=PAPER, width=3)

@@ -13,8 +13,8 @@ from reidserve.evaluate import MARKET, Evaluation, Labelled, Labels, Rule, evalu
 from reidserve.evaluate.metrics import average_precisions
 from reidserve.evaluate.openset import open_set
 from reidserve.evaluate.report import Document, Subject, losses, read_document, record, summarise_losses
+from reidserve.evaluate.report.canvas import PAGE
 from reidserve.evaluate.report.document import encode_document
-from reidserve.evaluate.report.figures import _line
 from reidserve.evaluate.report.page import render, rule_in_words, write_report
 from reidserve.evaluate.shown import choose_groups, show
 from reidserve.evaluate.trials import evaluate_one_per_identity
@@ -323,5 +323,5 @@ def test_a_difference_too_small_to_be_a_loss_is_no_equality(evaluation: Evaluati
 
 
 def test_more_curves_than_colours_are_told_apart_by_their_dashes():
-    lines = [_line(place) for place in range(10)]
+    lines = [PAGE.line(place) for place in range(10)]
     assert len({(line["color"], str(line["linestyle"])) for line in lines}) == 10

@@ -1,13 +1,7 @@
-"""The page of a report: one HTML file that needs nothing else, beside its report.json. Nothing else imports Jinja2."""
+"""The page of a report: one HTML file that needs nothing else, beside its report.json."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from reidserve.errors import ReidError
 from reidserve.evaluate.breakdown import CameraPair, camera_order
@@ -15,6 +9,7 @@ from reidserve.evaluate.picture import fit_crop
 from reidserve.evaluate.report.document import DOCUMENT_FILE, Document, Record, Subject, encode_document
 from reidserve.evaluate.report.figures import draw_cmc, draw_roc, draw_scores
 from reidserve.evaluate.report.losses import STAGES, losses, summarise_losses
+from reidserve.evaluate.report.template import data_uri, fill
 from reidserve.evaluate.rule import Rule
 from reidserve.evaluate.shown import Group, Shown
 from reidserve.index.storage.folders import new_folder
@@ -22,7 +17,6 @@ from reidserve.index.storage.folders import new_folder
 PAGE_FILE = "index.html"
 
 _THUMBNAIL = (144, 192)
-_QUALITY = 80
 _MOST_CONFUSIONS = 15
 
 
@@ -45,23 +39,22 @@ def write_report(
 
 def render(document: Document, subjects: Sequence[Subject], shown: Mapping[Group, Sequence[Shown]]) -> str:
     """The page as HTML; all that is not ours is escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "thumbnail": _thumbnail, "file_name": _file_name}
-    template = environment.from_string(_own_text("page.html.jinja"))
     main = _furthest(document.subjects)
     changes = losses(document.subjects)
     gathered = [one for one in subjects if one.evaluation.whole and one.evaluation.impostors is not None]
-    return template.render(
+    return fill(
+        "reidserve.evaluate.report",
+        "page.html.jinja",
+        thumbnail=_thumbnail,
         document=document,
         main=main,
-        style=Markup(_own_text("page.css")),
         losses=changes,
         lost=summarise_losses(changes),
         facts=list(dict.fromkeys(name for one in document.subjects for name in one.facts)),
         rule=rule_in_words(document.rule),
-        cmc=Markup(draw_cmc(document.subjects)),
+        cmc=draw_cmc(document.subjects),
         scores=_draw_scores(subjects, main),
-        roc=Markup(draw_roc(gathered)) if gathered else None,
+        roc=draw_roc(gathered) if gathered else None,
         cameras=_matrix(main.cameras),
         confusions=main.confusions[:_MOST_CONFUSIONS],
         shown={group: queries for group, queries in shown.items() if queries},
@@ -91,11 +84,11 @@ def _furthest(subjects: Sequence[Record]) -> Record:
     return max(subjects, key=lambda one: (one.whole, order.get(one.name, 0)))
 
 
-def _draw_scores(subjects: Sequence[Subject], main: Record) -> Markup | None:
+def _draw_scores(subjects: Sequence[Subject], main: Record) -> str | None:
     if main.open_set is None:
         return None
     (subject,) = (one for one in subjects if one.name == main.name)
-    return Markup(draw_scores(subject, main.open_set))
+    return draw_scores(subject, main.open_set)
 
 
 def _matrix(pairs: Sequence[CameraPair]) -> tuple[list[str | None], list[tuple[str | None, list[CameraPair | None]]]]:
@@ -106,25 +99,10 @@ def _matrix(pairs: Sequence[CameraPair]) -> tuple[list[str | None], list[tuple[s
     return columns, [(row, [cells.get((row, column)) for column in columns]) for row in rows]
 
 
-def _percent(share: float | None, digits: int = 2) -> str:
-    # A figure and its unit stand on one line.
-    return "–" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
-def _file_name(source: str) -> str:
-    return source.rpartition("/")[2] or source
-
-
 def _thumbnail(source: str) -> str | None:
     """A small JPEG as a data URI; None where the image cannot be read any more."""
     try:
         crop = fit_crop(source, _THUMBNAIL)
     except (ReidError, OSError):
         return None
-    buffer = io.BytesIO()
-    crop.save(buffer, "JPEG", quality=_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _own_text(name: str) -> str:
-    return files("reidserve.evaluate.report").joinpath(name).read_text(encoding="utf-8")
+    return data_uri(crop)
