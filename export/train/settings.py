@@ -1,123 +1,169 @@
-"""The settings of a run: a frozen value that checks itself and travels with the run's state."""
+"""The settings of a run: frozen values that check themselves and travel with the run's state.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+A recipe is a TOML file of these sections (`recipes.py`); every value has a dotted name, such as `optim.lr`.
+"""
 
-from reidserve.embed import ResizeFilter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
 from reidserve.errors import UsageError
-from reidserve.export.model import parse_architecture
+from reidserve.export.train.sections import (
+    AugmentSettings,
+    BatchSettings,
+    EvaluationSettings,
+    HeadSettings,
+    InitSettings,
+    InputSettings,
+    LossSettings,
+    NetworkSettings,
+    OptimSettings,
+    ScheduleSettings,
+    Triple,
+    check,
+)
+
+__all__ = [
+    "LEARNING",
+    "AugmentSettings",
+    "BatchSettings",
+    "Device",
+    "EvaluationSettings",
+    "HeadSettings",
+    "InitSettings",
+    "InputSettings",
+    "LossSettings",
+    "NetworkSettings",
+    "OptimSettings",
+    "Precision",
+    "ScheduleSettings",
+    "Settings",
+    "Stage",
+    "Triple",
+]
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["cpu", "cuda"]
-Triple = tuple[float, float, float]
+Start = Literal["previous", "best"] | int
 
-_RANGES: Mapping[str, tuple[float, float]] = {
-    "height": (32, 2048),
-    "width": (32, 2048),
-    "epochs": (1, 100_000),
-    "batch_identities": (2, 4096),
-    "batch_images": (2, 4096),
-    "lr": (1e-9, 10),
-    "seed": (0, 2**32 - 1),
-    "eval_every": (0, 100_000),
-    "label_smoothing": (0, 0.99),
-    "margin": (0, 100),
-    "weight_decay": (0, 1),
-    "warm_up": (0, 1),
-    "decay": (0, 1),
-    "flip": (0, 1),
-    "pad": (0, 1),
-    "erase": (0, 1),
-}
+LEARNING = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
+"""The parts that a stage may let learn, from the pixels on; "head" is all that follows the backbone."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of a run with its own length, learning rate and frozen layers.
+
+    Attributes:
+        epochs: passes over the training set.
+        learns: "all", or some of "stem", "layer1" to "layer4" and "head", which is all that follows the backbone; the
+            rest is frozen, its BatchNorms in evaluation mode.
+        lr: what the run's learning rate is multiplied by.
+        start: the weights it begins with: the "previous" stage's last, the run's "best" so far, or the last of stage
+            number 1, 2, ...; the first stage begins with the run's.
+    """
+
+    epochs: int = 120
+    learns: tuple[str, ...] = ("all",)
+    lr: float = 1.0
+    start: Start = "previous"
+
+    def __post_init__(self) -> None:
+        check("stages.N.", self, {"epochs": (1, 100_000), "lr": (1e-9, 1e6)})
+        unknown = [name for name in self.learns if name != "all" and name not in LEARNING]
+        if unknown or not self.learns:
+            raise UsageError(f"stages.N.learns must be all, or some of {', '.join(LEARNING)}, got {list(self.learns)}")
+        if isinstance(self.start, str) and self.start not in ("previous", "best"):
+            raise UsageError(f"stages.N.start must be previous, best or a stage's number, got {self.start!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All that decides what a run computes, beside the data; the defaults are the bag of tricks' (Luo et al., 2019).
 
     Attributes:
-        arch: the network, as `parse_architecture` reads it.
-        height: input height, pixels.
-        width: input width, pixels.
-        epochs: passes over the training set.
-        batch_identities: P, identities in a batch.
-        batch_images: K, images of each.
-        lr: the learning rate between warm-up and the first milestone.
-        seed: of the initial weights, the sampling and the augmentation.
-        pretrained: a checkpoint to start from, all but its classifier; None for random weights.
-        freeze_backbone: epochs during which the backbone does not move, less than `epochs`.
-        eval_every: epochs between two evaluations; the last epoch is always evaluated. 0 for none at all.
+        stages: one after the other.
+        seed: of weights, batches and augmentation.
         precision: "bf16" computes the forward pass in mixed precision.
         device: where the network runs.
-        resize: the Pillow filter that brings a crop to size, as serving does.
-        mean: subtracted from pixels in 0..1, RGB.
-        std: what they are divided by then, RGB.
-        label_smoothing: share of a target that is spread over all classes.
-        margin: by how much the hardest negative should be farther than the hardest positive.
-        weight_decay: of AdamW, on every parameter.
-        warm_up: share of the epochs in which the learning rate grows linearly.
-        milestones: shares of the epochs after which the learning rate falls.
-        decay: what it is multiplied by then.
-        flip: share of images that are mirrored.
-        pad: border that a crop may move in, share of the height.
-        erase: share of images of which a rectangle is erased.
 
     Raises:
-        UsageError: one is out of its range.
+        UsageError: a value is out of its range, or a stage begins with one that is not before it.
         ExportError: there is no such network.
     """
 
-    arch: str = "resnet50_ibn_a"
-    height: int = 256
-    width: int = 128
-    epochs: int = 120
-    batch_identities: int = 16
-    batch_images: int = 4
-    lr: float = 3.5e-4
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    input: InputSettings = field(default_factory=InputSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    head: HeadSettings = field(default_factory=HeadSettings)
+    init: InitSettings = field(default_factory=InitSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    stages: tuple[Stage, ...] = (Stage(),)
     seed: int = 0
-    pretrained: str | None = None
-    freeze_backbone: int = 0
-    eval_every: int = 10
     precision: Precision = "fp32"
     device: Device = "cpu"
-    resize: ResizeFilter = "bilinear"
-    mean: Triple = (0.485, 0.456, 0.406)
-    std: Triple = (0.229, 0.224, 0.225)
-    label_smoothing: float = 0.1
-    margin: float = 0.3
-    weight_decay: float = 5e-4
-    warm_up: float = 0.1
-    milestones: tuple[float, float] = (0.5, 0.8)
-    decay: float = 0.1
-    flip: float = 0.5
-    pad: float = 10 / 256
-    erase: float = 0.5
 
     def __post_init__(self) -> None:
-        parse_architecture(self.arch)
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise UsageError(f"{name.replace('_', ' ')} must be {low:g} to {high:g}, got {value:g}")
-        for name, known in (("precision", get_args(Precision)), ("device", get_args(Device))):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
-        if not 0 <= self.freeze_backbone < self.epochs:
+        check("", self, {"seed": (0, 2**32 - 1)}, {"precision": Precision, "device": Device})
+        self._check_loss()
+        if not self.stages:
+            raise UsageError("a run needs at least one stage")
+        for number, stage in enumerate(self.stages, 1):
+            if isinstance(stage.start, int) and not 1 <= stage.start < number:
+                raise UsageError(f"stage {number} can begin with a stage before it, got {stage.start}")
+
+    def _check_loss(self) -> None:
+        """Raise UsageError where the loss cannot be computed of what the head and the batch give it."""
+        if self.loss.metric != "none" and self.batch.images < 2:
             raise UsageError(
-                f"the backbone can be frozen for 0 to {self.epochs - 1} of {self.epochs} epochs, "
-                f"got {self.freeze_backbone}"
+                f"loss.metric = {self.loss.metric} compares images of one identity: batch.images must be 2 or more (or "
+                f"loss.metric none), got {self.batch.images}"
+            )
+        if self.loss.classification == "softmax":
+            return
+        needed: dict[str, object] = {"head.unit_features": True, "head.unit_rows": True, "head.temperature": 1.0}
+        needed |= {"head.temperature_schedule": "fixed", "network.neck": "bnneck"}
+        values = self.values()
+        wrong = [f"{name} must be {value}" for name, value in needed.items() if values[name] != value]
+        if wrong:
+            raise UsageError(
+                f"loss.classification = {self.loss.classification} takes cosines: {', '.join(wrong).lower()}"
             )
 
     @property
-    def batch_size(self) -> int:
-        """Images in a batch, P x K."""
-        return self.batch_identities * self.batch_images
+    def epochs(self) -> int:
+        """Of all stages."""
+        return sum(stage.epochs for stage in self.stages)
+
+    def values(self) -> dict[str, Any]:
+        """Every value by its dotted name, stages counted from 1: {"optim.lr": 0.00035, "stages.1.epochs": 120, ...}."""
+        return dict(_flat("", self))
 
     def differences(self, before: "Settings") -> list[str]:
         """What differs from the settings that a run began with, in words."""
+        ours, theirs = self.values(), before.values()
+        names = [*ours, *(name for name in theirs if name not in ours)]
         return [
-            f"{field.name.replace('_', ' ')} was {getattr(before, field.name)}, is {getattr(self, field.name)}"
-            for field in fields(self)
-            if getattr(before, field.name) != getattr(self, field.name)
+            f"{name} was {_shown(theirs.get(name))}, is {_shown(ours.get(name))}"
+            for name in names
+            if ours.get(name) != theirs.get(name)
         ]
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value in (None, "") else str(value)
+
+
+def _flat(prefix: str, value: object) -> Iterator[tuple[str, Any]]:
+    if is_dataclass(value):
+        for one in fields(value):
+            yield from _flat(f"{prefix}.{one.name}" if prefix else one.name, getattr(value, one.name))
+    elif isinstance(value, tuple) and value and all(map(is_dataclass, value)):
+        for number, inner in enumerate(value, 1):
+            yield from _flat(f"{prefix}.{number}", inner)
+    else:
+        yield prefix, value
