@@ -1,24 +1,33 @@
-"""Crops as pixels: decoded and resized once, then read from a file without a name."""
+"""Crops as pixels: decoded and resized once with their masks, then read from a file without a name."""
 
 import itertools
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reidserve.datasets import Crop, path_to_text
 from reidserve.embed import Batch, Image, ResizeFilter, decode, map_ahead, read_image, resize
-from reidserve.errors import DatasetError, ReidError
+from reidserve.errors import DatasetError, ImageError, ReidError
 
 MOST_UNREADABLE = 0.05
 """Share of a part's files that may be unreadable; more of them are no accident."""
 NAMED = 3
 
 _AHEAD = 64
+
+Coverage = NDArray[np.uint8]
+"""(N, height, width): how much of a pixel is the target's, 0 to 255; 255 throughout an image without a mask."""
+
+_Loaded = tuple[Image, NDArray[np.uint8] | None]
+"""An image and its coverage, at the network's input size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +38,15 @@ class Pictures:
         crops: N.
         pixels: (N, height, width, 3) uint8 RGB, on disk and in the page cache while there is room.
         failures: the crops left out, and why.
+        coverage: what is target and what background, likewise; None where masks were not asked for.
+        backgrounds: (B,) int64, the rows of images with a background; none where masks were not asked for.
     """
 
     crops: Sequence[Crop]
     pixels: Batch
     failures: Sequence[tuple[str, str]]
+    coverage: Coverage | None = None
+    backgrounds: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -47,9 +60,10 @@ def read_pictures(
     width: int,
     resize_filter: ResizeFilter,
     scratch: Path,
+    masks: bool = False,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Pictures:
-    """Decode and resize crops as serving does; `progress` hears of each that is done.
+    """Decode and resize crops as serving does, and their masks if asked; `progress` hears of each that is done.
 
     The pixels lie in `scratch`, in a file that has no name and goes with the process.
 
@@ -57,33 +71,69 @@ def read_pictures(
         DatasetError: too many of them cannot be read.
         OSError: there is no room in `scratch`.
     """
-
-    def load(crop: Crop) -> Image | Exception:
-        try:
-            return resize(decode(read_image(crop.path)), height=height, width=width, resize_filter=resize_filter)
-        except (ReidError, OSError) as error:
-            return error
-
-    pixels = _reserve((len(crops), height, width, 3), scratch)
+    fit = partial(resize, height=height, width=width, resize_filter=resize_filter)
+    pixels = reserve((len(crops), height, width, 3), scratch)
+    coverage = reserve((len(crops), height, width), scratch) if masks else None
     readable: list[Crop] = []
     failures: list[tuple[str, str]] = []
-    with closing(map_ahead(load, crops, ahead=_AHEAD)) as loading:
+    covered: list[bool] = []
+    with closing(map_ahead(partial(_load, fit=fit, masks=masks), crops, ahead=_AHEAD)) as loading:
         for crop, loaded in zip(crops, loading, strict=True):
             if isinstance(loaded, Exception):
                 failures.append((path_to_text(crop.path), str(loaded)))
             else:
-                pixels[len(readable)] = loaded
+                pixels[len(readable)], mask = loaded
+                if coverage is not None:
+                    coverage[len(readable)] = 255 if mask is None else mask
                 readable.append(crop)
+                covered.append(mask is not None)
             progress(1)
     _check_failures(part, failures, len(crops))
-    return Pictures(readable, pixels[: len(readable)], failures)
+    known = None if coverage is None else coverage[: len(readable)]
+    return Pictures(readable, pixels[: len(readable)], failures, known, np.flatnonzero(covered))
 
 
-def _reserve(shape: tuple[int, int, int, int], scratch: Path) -> Batch:
+def reserve(shape: tuple[int, ...], scratch: Path) -> NDArray[np.uint8]:
+    """Room for uint8 values in a file of `scratch` without a name.
+
+    Raises:
+        OSError: there is no such room.
+    """
     with tempfile.TemporaryFile(dir=scratch) as file:
-        # Reserved before it is written: a full disk is an error here, and would end the process later.
-        os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
+        size = math.prod(shape)
+        try:
+            # Reserved before it is written: a full disk is an error here, and would end the process later.
+            os.posix_fallocate(file.fileno(), 0, max(1, size))
+        except OSError as error:
+            what = f"{error.strerror}: {size:,} bytes of pixels are to lie here"
+            raise OSError(error.errno, what, str(scratch)) from error
         return np.memmap(file, np.uint8, mode="r+", shape=shape)
+
+
+def _load(crop: Crop, *, fit: Callable[[Image], Image], masks: bool) -> _Loaded | Exception:
+    try:
+        image = decode(read_image(crop.path))
+        mask = _read_mask(crop.mask, image.shape) if masks and crop.mask else None
+        return fit(image), None if mask is None else fit(mask)[:, :, 0]
+    except (ReidError, OSError) as error:
+        return error
+
+
+def _read_mask(path: Path, shape: tuple[int, ...]) -> Image | None:
+    """A mask as an image of this shape; None where it shows no target."""
+    try:
+        mask = decode(read_image(path))
+    except (ReidError, OSError) as error:
+        raise ImageError(f"its mask {path_to_text(path)} cannot be read: {error}") from error
+    if mask.shape != shape:
+        raise ImageError(
+            f"its mask {path_to_text(path)} is {mask.shape[1]}x{mask.shape[0]} pixels, it is {shape[1]}x{shape[0]}"
+        )
+    if 0 < mask.max() < 128:
+        raise ImageError(
+            f"its mask {path_to_text(path)} holds values up to {mask.max()}: expected 255 where the target is seen"
+        )
+    return mask if mask.any() else None
 
 
 def _check_failures(part: str, failures: Sequence[tuple[str, str]], total: int) -> None:
