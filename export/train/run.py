@@ -1,23 +1,29 @@
 """A run: epochs from the first, or from where it was cut off, to the last; what is best is kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
-from reidserve.errors import DeviceError
-from reidserve.export.checkpoints import Feed, load_pretrained, write_checkpoint
-from reidserve.export.model import Network, build_network, parse_architecture
-from reidserve.export.train.epoch import Learner, learn_epoch, memory_format
+from reidserve.errors import DeviceError, ExportError
+from reidserve.export.checkpoints import load_pretrained, write_checkpoint
+from reidserve.export.checkpoints.files import write_whole
+from reidserve.export.model import build_network, check_stripes
+from reidserve.export.train import initialise
+from reidserve.export.train.description import describe
+from reidserve.export.train.epoch import learn_epoch, prepare
 from reidserve.export.train.folder import RunFolder, refuse_differences
-from reidserve.export.train.losses import make_loss
+from reidserve.export.train.learner import Learner, architecture_of, begin_afresh, make_learner, restore, tensors_of
 from reidserve.export.train.material import Material
-from reidserve.export.train.record import Record
+from reidserve.export.train.recipes import write_recipe
+from reidserve.export.train.record import Record, best
 from reidserve.export.train.settings import Settings
-from reidserve.export.train.state import State, restore, write_state
-from reidserve.export.train.validation import validate
+from reidserve.export.train.stages import count_frozen, place_of
+from reidserve.export.train.state import Machine, State, read_state, read_tensors, write_state
+from reidserve.export.train.statistics import resolve
+from reidserve.export.train.validation import judge, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,29 @@ class Outcome:
     resumed_after: int
 
 
+def check_start(
+    settings: Settings, folder: RunFolder, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> None:
+    """Refuse, before images are read, what would be refused after.
+
+    `progress` hears of the bytes of pretrained weights that are fetched.
+
+    Raises:
+        DeviceError: the device is not there.
+        CheckpointError: the pretrained file is not what the architecture needs.
+        ExportError: the network's parts do not divide its last map, which no export would compute.
+        UsageError: a batch does not split among the processes that learn together.
+    """
+    folder.team.check(settings.batch)
+    architecture = architecture_of(settings.network, classes=0)
+    check_stripes(architecture, height=settings.input.height, width=settings.input.width)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("asked for cuda, torch finds none: give --device cpu, or install torch for CUDA")
+    if settings.init.pretrained and folder.begun is None:
+        network = build_network(architecture)
+        load_pretrained(network, settings.init.pretrained, progress=progress)
+
+
 def train(
     material: Material,
     folder: RunFolder,
@@ -44,142 +73,153 @@ def train(
     *,
     say: Callable[[str], None] = lambda line: None,
     on_epoch: Callable[[Record], None] = lambda record: None,
+    on_step: Callable[[float, float], None] = lambda loss, accuracy: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Train a network, from the start or from where the folder's run was cut off.
+    """Train a network, from the start or from where the folder's run was cut off; a finished one is left as it is.
 
-    `say` hears lines for people, `on_epoch` each epoch's record, `progress` the batches of all epochs. On one CPU
-    and number of threads the weights depend on the data and the settings alone, however often the run was cut off.
-
-    Raises:
-        ExportError: the loss is no finite number; the last good state is kept.
-        OutputExistsError: the run was cut off on other data.
-    """
-    learner = make_learner(settings, material.classes)
-    state = folder.unfinished
-    if state is None:
-        state = _begin(learner, material, folder, say, on_epoch)
-    else:
-        _go_on(learner, material, folder, state, say)
-    resumed_after = state.epoch
-    for epoch in range(state.epoch + 1, settings.epochs + 1):
-        record = learn_epoch(learner, material, epoch, progress=progress)
-        record = _evaluated(record, learner, material)
-        state = replace(state, epoch=epoch)
-        if not settings.eval_every or _is_better(record, state.best):
-            state = replace(state, best=record)
-            write_checkpoint(folder.model, learner.network, describe(record, settings, material))
-        folder.append(record)
-        write_state(folder.state, state, learner.network, learner.optimiser)
-        on_epoch(record)
-    assert state.best is not None, "the last epoch is evaluated, or none"
-    return Outcome(folder.model, state.best, material.classes, resumed_after)
-
-
-def check_start(settings: Settings, folder: RunFolder) -> None:
-    """Refuse, before images are read, what would be refused after.
+    `say` hears lines for people, `on_epoch` each epoch's record, `on_step` each batch's loss and accuracy, `progress`
+    the batches of all epochs; of a team's processes only the leader speaks. On one CPU and number of threads the
+    weights depend on the data and the settings alone, however often the run was cut off.
 
     Raises:
-        DeviceError: the device is not there.
-        CheckpointError: the pretrained file is not what the architecture needs.
+        ExportError: the loss is no finite number, or the folder cannot be written to; the last good state is kept.
+        OutputExistsError: the run began on other data.
     """
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("asked for cuda, torch finds none: give --device cpu, or install torch for CUDA")
-    if settings.pretrained is not None and folder.unfinished is None:
-        load_pretrained(build_network(parse_architecture(settings.arch)), Path(settings.pretrained))
+    if not folder.team.leads:
+        say, on_epoch, on_step, progress = (_listen_to_nobody,) * 4
+    run = _Run(material, folder, settings, resolve(settings, material), say)
+    learner, records = run.begin() if folder.begun is None else run.go_on(folder.begun)
+    resumed_after = len(records) - 1
+    if not resumed_after:
+        on_epoch(records[0])
+    try:
+        for epoch in range(len(records), settings.epochs + 1):
+            record = learn_epoch(learner, material, epoch, before=records, progress=progress, on_step=on_step)
+            records.append(run.score(learner, record))
+            learner = run.keep(learner, records)
+            on_epoch(records[-1])
+    except KeyboardInterrupt:
+        say(f"stopped: {way_on(folder)}")
+        raise
+    except OSError as error:
+        raise ExportError(f"{folder.path} cannot be written to ({error.strerror}): {way_on(folder)}") from error
+    return Outcome(folder.model, best(records), material.classes, resumed_after)
 
 
-def make_learner(settings: Settings, classes: int) -> Learner:
-    """A network with the weights of the seed, and its optimiser."""
-    network = build_network(parse_architecture(settings.arch, classes=classes), seed=settings.seed)
-    network = network.to(settings.device, memory_format=memory_format(settings))  # type: ignore[call-overload]
-    # Each weight is decayed apart from its gradient (Loshchilov and Hutter, 2019); the rate is set at every step.
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    return Learner(network, optimiser, make_loss(settings), settings)
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What stays the same through a run; `asked` are the settings as given, `settings` those computed with."""
 
+    material: Material
+    folder: RunFolder
+    asked: Settings
+    settings: Settings
+    say: Callable[[str], None]
 
-def describe(record: Record, settings: Settings, material: Material) -> dict[str, str]:
-    """The metadata of a checkpoint: how its network is fed, which the export reads, and where it comes from."""
-    feed = Feed(
-        mean=settings.mean,
-        std=settings.std,
-        colour="rgb",
-        resize=settings.resize,
-        height=settings.height,
-        width=settings.width,
-    )
-    facts = {
-        "dataset": material.name,
-        "training_images": len(material.train),
-        "fingerprint": material.fingerprint,
-        "epoch": record.epoch,
-        "epochs": settings.epochs,
-        "rank1": record.rank1,
-        "mAP": record.mAP,
-        "seed": settings.seed,
-        "precision": settings.precision,
-        "reidserve": version("reidserve"),
-        "torch": torch.__version__,
-    }
-    return {**feed.to_metadata(), **{name: str(value) for name, value in facts.items() if value is not None}}
+    def begin(self) -> tuple[Learner, list[Record]]:
+        """The network before training, and its record; nothing of an earlier run is left."""
+        if self.folder.team.leads:
+            self.folder.clear()
+            write_whole(self.folder.settings, write_recipe(self.settings).encode())
+        learner = make_learner(self.settings, self.material.classes, team=self.folder.team)
+        prepare(learner, 1)
+        for line in initialise.begin(learner.network, self.material, self.settings):
+            self.say(line)
+        self._say_stage(learner, 1)
+        learner = begin_afresh(learner)
+        records = [self.score(learner, Record(epoch=0))]
+        self._write(learner, records)
+        return learner, records
 
+    def go_on(self, state: State) -> tuple[Learner, list[Record]]:
+        """The learner of a run that is there, and its records."""
+        if state.fingerprint != self.material.fingerprint:
+            refuse_differences(
+                self.folder.path, state, ["the training images or their pids are not those it began with"]
+            )
+        here = Machine.here(processes=self.folder.team.size)
+        if state.machine != here and not state.finished:
+            self.say(
+                f"the run was cut off with {state.machine}, goes on with {here}: the weights will differ in their last "
+                "digits from those of a run that was not cut off"
+            )
+        learner = make_learner(self.settings, self.material.classes, team=self.folder.team)
+        restore(learner, read_tensors(self.folder.state))
+        self.say(going_on(state))
+        records = self.folder.rewind(state.epoch, Record) if self.folder.team.leads else []
+        return learner, self.folder.team.tell(records)
 
-def _begin(
-    learner: Learner,
-    material: Material,
-    folder: RunFolder,
-    say: Callable[[str], None],
-    on_epoch: Callable[[Record], None],
-) -> State:
-    settings = learner.settings
-    if settings.pretrained is not None:
-        for line in load_pretrained(learner.network, Path(settings.pretrained)):
-            say(f"not taken from {settings.pretrained}: {line}")
-    if settings.freeze_backbone:
-        frozen, total = count_frozen(learner.network)
-        say(f"the backbone is frozen for {settings.freeze_backbone} epochs: {frozen:,} of {total:,} parameters")
-    record = _evaluated(Record(epoch=0), learner, material)
-    state = State(
-        epoch=0, best=None, fingerprint=material.fingerprint, settings=settings, threads=torch.get_num_threads()
-    )
-    write_state(folder.state, state, learner.network, learner.optimiser)
-    folder.model.unlink(missing_ok=True)
-    folder.rewind(-1)
-    folder.append(record)
-    on_epoch(record)
-    return state
+    def score(self, learner: Learner, record: Record) -> Record:
+        """The record with what the leader finds on held-out images, and where due on query and gallery."""
+        return learner.team.tell(self._scored(learner, record) if learner.team.leads else record)
 
+    def keep(self, learner: Learner, records: Sequence[Record]) -> Learner:
+        """Write what an epoch came to; the learner that the next one begins with."""
+        place = place_of(self.settings, records[-1].epoch)
+        if learner.team.leads:
+            metadata = describe(records[-1], self.settings, self.material)
+            if best(records) is records[-1]:
+                write_checkpoint(self.folder.model, learner.result, metadata)
+            if place.is_last and len(self.settings.stages) > 1:
+                write_checkpoint(self.folder.stage(place.number), learner.result, metadata)
+        if place.is_last and place.number < len(self.settings.stages):
+            learner = self._enter(learner, place.number + 1)
+        self._write(learner, records)
+        return learner
 
-def _go_on(learner: Learner, material: Material, folder: RunFolder, state: State, say: Callable[[str], None]) -> None:
-    if state.fingerprint != material.fingerprint:
-        refuse_differences(folder.path, state, ["the training images or their pids are not those it began with"])
-    if state.threads != torch.get_num_threads():
-        say(
-            f"the run was cut off with {state.threads} processor threads, this process has {torch.get_num_threads()}: "
-            "the weights will differ in their last digits from those of a run that was not cut off"
+    def _write(self, learner: Learner, records: Sequence[Record]) -> None:
+        if learner.team.leads:
+            self.folder.append(records[-1])
+            machine = Machine.here(processes=learner.team.size)
+            state = State(records[-1].epoch, self.material.fingerprint, self.asked, machine)
+            write_state(self.folder.state, state, tensors_of(learner))
+
+    def _enter(self, learner: Learner, number: int) -> Learner:
+        """The learner at the start of a later stage, once the weights it starts from are written."""
+        start = self.settings.stages[number - 1].start
+        path = self.folder.model if start == "best" else self.folder.stage(number - 1 if start == "previous" else start)
+        learner.team.tell(None)
+        learner.network.load_state_dict(load_file(path))
+        self.say(f"starting from {path.name}")
+        self._say_stage(learner, number)
+        return begin_afresh(learner)
+
+    def _say_stage(self, learner: Learner, number: int) -> None:
+        stage = self.settings.stages[number - 1]
+        frozen, total = count_frozen(learner.network, stage.learns)
+        self.say(
+            f"stage {number} of {len(self.settings.stages)}, {stage.epochs} epochs: {' '.join(stage.learns)} learns; "
+            f"frozen / total parameters: {frozen:,} / {total:,}"
         )
-    restore(folder.state, learner.network, learner.optimiser)
-    folder.rewind(state.epoch)
-    if state.best is None:
-        folder.model.unlink(missing_ok=True)
-    say(f"going on after epoch {state.epoch}")
 
-
-def _evaluated(record: Record, learner: Learner, material: Material) -> Record:
-    """The record with Rank-1 and mAP, where its epoch is one that is evaluated."""
-    settings = learner.settings
-    due = settings.eval_every and (record.epoch % settings.eval_every == 0 or record.epoch == settings.epochs)
-    if material.trial is None or not due:
+    def _scored(self, learner: Learner, record: Record) -> Record:
+        material, settings, network = self.material, self.settings, learner.result
+        feed = {"mean": settings.input.mean, "std": settings.input.std}
+        if material.held_out is not None and material.held_out_labels is not None:
+            verdict = judge(network, material.held_out.pixels, material.held_out_labels, **feed)
+            record = replace(record, val_loss=verdict.loss, val_accuracy=verdict.accuracy)
+        every = settings.evaluation.every
+        due = every and (record.epoch % every == 0 or place_of(settings, record.epoch).is_last)
+        if material.trial is not None and due:
+            metrics = validate(network, material.trial, **feed)
+            record = replace(
+                record, rank1=metrics.rank1, rank5=metrics.rank(5), rank10=metrics.rank(10), mAP=metrics.mAP
+            )
         return record
-    report = validate(learner.network, material.trial, mean=settings.mean, std=settings.std)
-    return replace(record, rank1=report.rank1, mAP=report.mAP)
 
 
-def _is_better(record: Record, best: Record | None) -> bool:
-    return record.mAP is not None and (best is None or best.mAP is None or record.mAP > best.mAP)
+def going_on(state: State) -> str:
+    """Where a run goes on, in words."""
+    if state.finished:
+        return f"all {state.epoch} epochs are done (--force starts over)"
+    return f"going on after epoch {state.epoch}"
 
 
-def count_frozen(network: Network) -> tuple[int, int]:
-    """Parameters of the backbone, and all parameters."""
-    frozen, total = (sum(p.numel() for p in module.parameters()) for module in (network.backbone, network))
-    return frozen, total
+def way_on(folder: RunFolder) -> str:
+    """What to do after a run was cut off, in words."""
+    return f"the state after epoch {read_state(folder.state).epoch} is kept, and the same command goes on from it"
+
+
+def _listen_to_nobody(*_: object) -> None:
+    pass

@@ -1,6 +1,6 @@
-"""The state of a run between two epochs, whole or not there: weights, the optimiser's moments, settings, the best."""
+"""The state of a run between two epochs, whole or not there: tensors, settings, and how far it has come."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,35 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.optim import Optimizer
 
 from reidserve.errors import ExportError, UsageError
 from reidserve.export.checkpoints.files import write_whole
-from reidserve.export.model import Network
-from reidserve.export.train.record import Record
 from reidserve.export.train.settings import Settings
 
-FORMAT = "reidserve.train 1"
+FORMAT = "reidserve.train 2"
 
-_NETWORK, _OPTIMISER = "network/", "optimiser/"
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the last digits of a sum depend on.
+
+    Attributes:
+        threads: of the processor.
+        processes: that learn together.
+        torch: its version.
+    """
+
+    threads: int
+    processes: int
+    torch: str
+
+    @classmethod
+    def here(cls, *, processes: int) -> "Machine":
+        """That of this process."""
+        return cls(torch.get_num_threads(), processes, str(torch.__version__))
+
+    def __str__(self) -> str:
+        return f"{self.processes} processes of {self.threads} threads and torch {self.torch}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +47,24 @@ class State:
 
     Attributes:
         epoch: epochs that are done.
-        best: the record of the epoch whose checkpoint is kept; None where none was evaluated.
         fingerprint: the sha256 of the training set.
         settings: what it began with.
-        threads: processor threads it was computed with: another number rounds sums in another order.
+        machine: what it was computed with.
     """
 
     epoch: int
-    best: Record | None
     fingerprint: str
     settings: Settings
-    threads: int
+    machine: Machine
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left."""
+        return self.epoch >= self.settings.epochs
 
 
-def write_state(path: Path, state: State, network: Network, optimiser: Optimizer) -> None:
-    """Write weights, moments and state, so that there is the old file or the new one, whatever ends the process."""
-    tensors = {_NETWORK + name: tensor for name, tensor in network.state_dict().items()}
-    tensors |= {_OPTIMISER + name: tensor for name, tensor in _moments(network, optimiser)}
+def write_state(path: Path, state: State, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors and state, so that there is the old file or the new one, whatever ends the process."""
     # safetensors knows one memory format.
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # Written here: the library's own writer leaves a file of a name nobody knows when it is cut off.
@@ -68,33 +87,14 @@ def read_state(path: Path) -> State:
             raise ExportError(f"{path} does not read: {error}; start over with --force") from error
 
 
-def restore(path: Path, network: Network, optimiser: Optimizer) -> None:
-    """Put weights and moments back, bit by bit.
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state, by name.
 
     Raises:
         ExportError: it is damaged.
     """
     with _opened(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-    network.load_state_dict(
-        {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items() if name.startswith(_NETWORK)}
-    )
-    for name, parameter in network.named_parameters():
-        prefix = f"{_OPTIMISER}{name}/"
-        kept = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        if kept:
-            optimiser.state[parameter] = {key: _like(tensor, parameter) for key, tensor in kept.items()}
-
-
-def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    # In the memory format of its parameter: another one would be summed in another order.
-    return tensor.clone() if tensor.ndim == 0 else torch.empty_like(parameter).copy_(tensor)
-
-
-def _moments(network: Network, optimiser: Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in network.named_parameters():
-        for key, tensor in optimiser.state.get(parameter, {}).items():
-            yield f"{name}/{key}", tensor
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
 
 
 def _opened(path: Path) -> Any:  # noqa: ANN401  # safetensors has no types
