@@ -50,7 +50,7 @@ def test_the_wheel_and_the_sdist_hold_what_the_tree_holds(tmp_path: Path):
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    expected = sources(".py", ".pyi", ".proto", ".css", ".jinja", "py.typed")
+    expected = sources(".py", ".pyi", ".proto", ".css", ".jinja", ".toml", "py.typed")
     assert files == {f"reidserve/{name}" for name in expected}
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
