@@ -216,3 +216,13 @@ def server(model: Path, gallery: Path) -> Iterator[Server]:
     running = start_server("--model", model, "--gallery", gallery)
     yield running
     assert stop_server(running) == 0
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch on one thread: on shared cores threads of small networks wait for each other longer than they compute."""
+    torch = pytest.importorskip("torch", reason="needs reidserve[train]")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,6 +1,5 @@
 import inspect
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,12 +19,7 @@ TINY = ("network.arch=resnet18", "input.height=32", "input.width=32", "batch.ide
 FLAGS = ["--epochs", "1", "--adapt-epochs", "1", "--k1", "6", "--k2", "2", "--eps", "0.6", "--min-samples", "2"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

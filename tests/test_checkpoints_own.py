@@ -22,14 +22,7 @@ from reidserve.export.checkpoints import (  # noqa: E402
 from reidserve.export.model import Network, build_network  # noqa: E402
 from tests.states import FEED, SMALL, hollow, lively, save, shapes, small  # noqa: E402
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small networks on shared cores: more threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

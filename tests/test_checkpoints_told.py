@@ -31,14 +31,7 @@ from tests.states import (  # noqa: E402
     strong,
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small networks on shared cores: more threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -15,14 +15,7 @@ from reidserve.export.model import Architecture, Network, parse_architecture  # 
 from reidserve.export.model.network import GeneralisedMean  # noqa: E402
 from reidserve.export.model.resnet import InstanceBatchNorm, NonLocal  # noqa: E402
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small networks on shared cores: more threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def build_network(architecture: Architecture, seed: int | None = None, **choices: Any) -> Any:

@@ -1,5 +1,4 @@
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,15 +56,7 @@ def test_a_number_of_processes_that_torchrun_did_not_set_is_refused(size: str, m
         pass
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    # As torchrun gives each process: two threads sum in another order, and what a rounding tips over goes far.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
+# As torchrun gives each process: two threads sum in another order, and what a rounding tips over goes far.
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_come_to_the_result_of_one(tmp_path: Path, monkeypatch):
     # Each process normalises by its own share, where the processor is no GPU: norms that keep their statistics agree.
