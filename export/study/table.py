@@ -51,9 +51,10 @@ def entries(study: Study, rows: Sequence[Row]) -> list[Entry]:
         if (drawn := of_line(rows, variant=UNTRAINED, tested=tested))
     ]
     before = of_line(rows, variant=study.control.name, tested=study.logged, epoch=0)
-    if before and before[0].start != "drawn":
+    if study.logged in study.tests and before and before[0].start != "drawn":
         # What the pretrained weights are worth alone, so that nobody credits training with it.
-        found.append(Entry("before training, from pretrained weights", _texts(study, before), Published(), ""))
+        name = f"before training, from pretrained weights{_WHERE[study.logged]}"
+        found.append(Entry(name, _texts(study, before), Published(), ""))
     published = PUBLISHED.get(study.name, {})
     for line in study.lines:
         measured = _rows_of(line, rows)
