@@ -166,6 +166,12 @@ def test_a_full_disk_keeps_the_last_good_state_and_says_how_to_go_on(material: M
     assert train_into(tmp_path, material, TWO).resumed_after == 1
 
 
+def test_a_disk_that_is_full_from_the_first_is_named_with_the_folder(material: Material, tmp_path: Path):
+    with Full(1000), pytest.raises(ExportError, match=r"run cannot be written to \(File too large\): no epoch is kept"):
+        train_into(tmp_path / "run", material, TWO)
+    assert train_into(tmp_path / "run", material, TWO).resumed_after == 0
+
+
 class Broken(nn.Module):
     """A loss that is no number from a call on."""
 

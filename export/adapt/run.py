@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from reidserve.errors import ExportError, UsageError
+from reidserve.errors import UsageError
 from reidserve.export.adapt.epoch import Adaptation, learn_epoch
 from reidserve.export.adapt.record import AdaptRecord
 from reidserve.export.adapt.settings import AdaptSettings, check_settings
@@ -21,7 +21,7 @@ from reidserve.export.train.folder import refuse_differences
 from reidserve.export.train.initialise import begin
 from reidserve.export.train.learner import make_learner, restore, tensors_of
 from reidserve.export.train.recipes import write_recipe
-from reidserve.export.train.run import going_on, way_on
+from reidserve.export.train.run import going_on, telling_way_on
 from reidserve.export.train.state import Machine, State, read_tensors, write_state
 from reidserve.export.train.statistics import resolve
 from reidserve.export.train.validation import validate
@@ -70,21 +70,14 @@ def adapt(
     learner = make_learner(resolve(settings, source), source.classes)
     fingerprint = hashlib.sha256(f"{source.fingerprint} {target.fingerprint}".encode()).hexdigest()
     run = _Run(Adaptation(learner, source, target, how), fingerprint, folder, settings)
-    if folder.begun is None:
-        record = run.begin(say)
-        on_epoch(record)
-    else:
-        record = run.go_on(folder.begun, say)
-    resumed_after = record.epoch
-    try:
+    with telling_way_on(folder, say):
+        record = run.begin(say) if folder.begun is None else run.go_on(folder.begun, say)
+        resumed_after = record.epoch
+        if folder.begun is None:
+            on_epoch(record)
         for epoch in range(record.epoch + 1, settings.epochs + 1):
             record = run.keep(learn_epoch(run.adaptation, epoch, progress=progress))
             on_epoch(record)
-    except KeyboardInterrupt:
-        say(f"stopped: {way_on(folder)}")
-        raise
-    except OSError as error:
-        raise ExportError(f"{folder.path} cannot be written to ({error.strerror}): {way_on(folder)}") from error
     return Outcome(folder.model, record, source.classes, resumed_after)
 
 

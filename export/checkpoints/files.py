@@ -119,7 +119,8 @@ def _read_pickle(path: Path, data: bytes) -> object:
             ) from error
         except Exception as error:
             raise CheckpointError(
-                f"{path} is no whole checkpoint of torch or safetensors (was it cut off?): {_first_line(error)}"
+                f"{path} is no whole checkpoint of torch or safetensors (was it cut off?): "
+                f"{type(error).__name__} {_first_line(error)}"
             ) from error
 
 

@@ -1,6 +1,7 @@
 """A run: epochs from the first, or from where it was cut off, to the last; what is best is kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,21 +90,16 @@ def train(
     if not folder.team.leads:
         say, on_epoch, on_step, progress = (_listen_to_nobody,) * 4
     run = _Run(material, folder, settings, resolve(settings, material), say)
-    learner, records = run.begin() if folder.begun is None else run.go_on(folder.begun)
-    resumed_after = len(records) - 1
-    if not resumed_after:
-        on_epoch(records[0])
-    try:
+    with telling_way_on(folder, say):
+        learner, records = run.begin() if folder.begun is None else run.go_on(folder.begun)
+        resumed_after = len(records) - 1
+        if not resumed_after:
+            on_epoch(records[0])
         for epoch in range(len(records), settings.epochs + 1):
             record = learn_epoch(learner, material, epoch, before=records, progress=progress, on_step=on_step)
             records.append(run.score(learner, record))
             learner = run.keep(learner, records)
             on_epoch(records[-1])
-    except KeyboardInterrupt:
-        say(f"stopped: {way_on(folder)}")
-        raise
-    except OSError as error:
-        raise ExportError(f"{folder.path} cannot be written to ({error.strerror}): {way_on(folder)}") from error
     return Outcome(folder.model, best(records), material.classes, resumed_after)
 
 
@@ -216,8 +212,25 @@ def going_on(state: State) -> str:
     return f"going on after epoch {state.epoch}"
 
 
-def way_on(folder: RunFolder) -> str:
-    """What to do after a run was cut off, in words."""
+@contextmanager
+def telling_way_on(folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
+    """Say what to do where an interrupt, or a folder that cannot be written to, ends the block.
+
+    Raises:
+        ExportError: the folder cannot be written to.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"stopped: {_way_on(folder)}")
+        raise
+    except OSError as error:
+        raise ExportError(f"{folder.path} cannot be written to ({error.strerror}): {_way_on(folder)}") from error
+
+
+def _way_on(folder: RunFolder) -> str:
+    if not folder.state.exists():
+        return "no epoch is kept yet, and the same command starts over"
     return f"the state after epoch {read_state(folder.state).epoch} is kept, and the same command goes on from it"
 
 
