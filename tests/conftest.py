@@ -155,11 +155,17 @@ def unit_rows(rng: np.random.Generator, count: int, dim: int) -> NDArray[np.floa
 
 
 def run_command(
-    name: str, *arguments: object, cwd: Path | None = None, **options: object
+    name: str, *arguments: object, cwd: Path | None = None, timeout: float = 120, **options: object
 ) -> subprocess.CompletedProcess[str]:
     """Run an installed console command as a person would."""
     return subprocess.run(  # type: ignore[call-overload]
-        [BIN / name, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **options
+        [BIN / name, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **options,
     )
 
 

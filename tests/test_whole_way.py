@@ -114,6 +114,6 @@ def test_what_was_trained_scores_the_same_wherever_it_runs(tmp_path: Path, netwo
 
 def done(command: str, *arguments: object) -> str:
     """What a command that must succeed prints."""
-    finished = run_command(command, *arguments)
+    finished = run_command(command, *arguments, timeout=900)  # a ResNet-50 learns, on a machine that may be busy
     assert finished.returncode == 0, finished.stderr + finished.stdout
     return finished.stdout
