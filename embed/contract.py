@@ -10,6 +10,10 @@ from reidserve.embed.images import FILTERS, ResizeFilter
 from reidserve.errors import ArtifactError
 
 MODEL_FILE = "model.onnx"
+PARITY_FILE = "parity.json"
+Precision = Literal["fp32", "fp16", "int8"]
+"""The number format that most of a graph computes in."""
+
 MAX_SIDE = 4096
 MAX_DIM = 2**20
 
@@ -60,6 +64,76 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     flip: bool = False
 
 
+class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the rank-parity gate found of a flavour on one engine, against the reference it was held to.
+
+    Attributes:
+        engine: flavour and engine, such as "int8/openvino-cpu".
+        data: sha256 of the labels and file names that were scored.
+        queries: how many queries were scored.
+        cosine: the smallest cosine of an image's two embeddings.
+        change: of mAP, in points (0..100); None where there were no labels and rankings alone were compared.
+        low: lower end of the change's 95 % interval, in points.
+        high: upper end of it.
+        bound: points of mAP that could be lost.
+    """
+
+    engine: str
+    data: str
+    queries: int
+    cosine: float
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+    bound: float | None = None
+
+
+class Flavour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The same network in another precision, as a graph of its own beside model.onnx.
+
+    Attributes:
+        precision: what most of it computes in.
+        signed: whether activations are signed and symmetric, as TensorRT wants them; of int8 alone.
+        kept: names of the operators that were left in float32 because they proved sensitive.
+        calibration: sha256 of the images that ranges were taken from; of int8 alone.
+        unverified: whether it was written without passing the gate.
+        checks: what the gate found, for each engine it ran on.
+    """
+
+    precision: Literal["fp16", "int8"]
+    signed: bool = False
+    kept: tuple[str, ...] = ()
+    calibration: str | None = None
+    unverified: bool = False
+    checks: tuple[Check, ...] = ()
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of the graphs compiled by TensorRT, for one GPU.
+
+    Attributes:
+        graph: the file it was compiled from.
+        precision: of that graph.
+        gpu: the GPU's name.
+        capability: its compute capability, such as "9.0".
+        driver: version of the CUDA driver.
+        tensorrt: version of TensorRT.
+        batches: batch sizes that buffers are made for; the largest is the largest it takes.
+        unverified: whether it was written without passing the gate.
+        checks: what the gate found.
+    """
+
+    graph: str
+    precision: Precision
+    gpu: str
+    capability: str
+    driver: str
+    tensorrt: str
+    batches: tuple[int, ...]
+    unverified: bool = False
+    checks: tuple[Check, ...] = ()
+
+
 class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model's promise: a uint8 RGB crop resized like this gives a float32 unit vector of that many dimensions.
 
@@ -73,6 +147,8 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         network: what is known of the architecture.
         source: where the weights came from.
         files: sha256 of every other file of the artifact, by name.
+        flavours: other precisions of the graph, by file name; they lie beside it and leave the identity as it is.
+        plans: graphs compiled for one GPU, by file name.
     """
 
     format: Literal[1] = 1
@@ -84,6 +160,8 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     network: Network
     source: Source
     files: Mapping[str, str]
+    flavours: Mapping[str, Flavour] = {}
+    plans: Mapping[str, Plan] = {}
 
     def __post_init__(self) -> None:
         for name, side in (("height", self.height), ("width", self.width)):
@@ -95,6 +173,8 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ArtifactError(f"dim must be 1 to {MAX_DIM}, got {self.dim}")
         if MODEL_FILE not in self.files:
             raise ArtifactError(f"files must name {MODEL_FILE}, got {sorted(self.files)}")
+        if strangers := sorted({*self.flavours, *self.plans} - set(self.files)):
+            raise ArtifactError(f"flavours and plans must be among the files, {', '.join(strangers)} is not")
 
     @property
     def identity(self) -> str:

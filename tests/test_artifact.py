@@ -11,7 +11,7 @@ import pytest
 
 from reidserve.embed import open_embedder, read_artifact
 from reidserve.embed.artifact import CONTRACT_FILE
-from reidserve.embed.canaries import BOUNDS, CANARIES_FILE, REFERENCE_ENGINE, compare_canaries, draw_canaries
+from reidserve.embed.canaries import CANARIES_FILE, REFERENCE_ENGINE, compare_canaries, draw_canaries
 from reidserve.embed.contract import MODEL_FILE
 from reidserve.embed.images import FILTERS
 from reidserve.errors import ArtifactError
@@ -143,22 +143,6 @@ def test_canaries_catch_other_weights_under_a_contract_that_names_them(copy: Pat
     assert read_artifact(copy).contract.identity == read_artifact(other_model).contract.identity
     with pytest.raises(ArtifactError, match="canaries differ by"):
         open_embedder(copy)
-
-
-@pytest.mark.parametrize("engine", [REFERENCE_ENGINE, "fp16/tensorrt"])
-def test_canaries_hold_up_to_the_bound_of_the_engine_and_not_above(model: Path, engine: str):
-    canaries, rows = read_artifact(model).canaries, canary_rows(model)
-    bound = BOUNDS.get(engine, 1e-2)
-    assert bound == {REFERENCE_ENGINE: 1e-4, "fp16/tensorrt": 1e-2}[engine]
-    near, far = rows.copy(), rows.copy()
-    near[7, DIM - 1] += 0.9 * bound
-    far[7, DIM - 1] -= 1.1 * bound
-    assert compare_canaries(canaries, near, engine=engine) == pytest.approx(0.9 * bound, rel=1e-3)
-    with pytest.raises(ArtifactError, match=f"on {engine}, at most {bound:g} was expected"):
-        compare_canaries(canaries, far, engine=engine)
-    far[7, DIM - 1] = np.nan
-    with pytest.raises(ArtifactError, match="canaries differ by nan"):
-        compare_canaries(canaries, far, engine=engine)
 
 
 def test_canaries_of_another_dimension_are_refused(model: Path):

@@ -25,6 +25,12 @@ FACTS: dict[str, Any] = {
     "network": {"backbone": None, "neck": None, "pooling": None, "feature": None, "flip": False},
     "source": {"kind": "onnx", "sha256": "ab" * 32, "dialect": None},
     "files": {"model.onnx": "cd" * 32, "canaries.json": "ef" * 32},
+    "flavours": {},
+    "plans": {},
+}
+HALF: dict[str, Any] = {
+    "files": {**FACTS["files"], "model.fp16.onnx": "0" * 64},
+    "flavours": {"model.fp16.onnx": {"precision": "fp16", "kept": ["a"], "unverified": True}},
 }
 CONTRACT = Contract(
     height=256,
@@ -66,6 +72,7 @@ def test_each_of_the_four_facts_changes_the_identity(change):
     ("path", "change"),
     [
         ((), {"dim": 2048}),
+        ((), HALF),
         (("files",), {"canaries.json": "0" * 64}),
         (("files",), {"notes.txt": "0" * 64}),
         (("preprocessing",), {"mean": [0, 0, 0], "std": [1, 1, 1], "colour": "bgr"}),
@@ -77,6 +84,20 @@ def test_nothing_else_changes_the_identity(path, change):
     contract = decoded(*path, **change)
     assert contract != CONTRACT
     assert contract.identity == CONTRACT.identity
+
+
+def test_a_flavour_must_be_a_file_and_be_known_whole():
+    assert decoded(**HALF).flavours["model.fp16.onnx"].kept == ("a",)
+    with pytest.raises(ArtifactError, match=r"must be among the files, model.fp16.onnx is not"):
+        decoded(flavours=HALF["flavours"])
+    for wrong in ({"precision": "fp32"}, {"precision": "fp16", "verified": True}, {}):
+        with pytest.raises(ArtifactError, match="does not read"):
+            decoded(files=HALF["files"], flavours={"model.fp16.onnx": wrong})
+
+
+def test_a_contract_of_before_there_were_flavours_is_read():
+    older = {name: fact for name, fact in FACTS.items() if name not in ("flavours", "plans")}
+    assert decode_contract(json.dumps(older).encode()) == CONTRACT
 
 
 def test_a_contract_comes_back_from_its_bytes():
@@ -97,7 +118,7 @@ def test_the_defaults_may_be_left_out():
     assert decoded(network={}, source={"kind": "onnx", "sha256": "ab" * 32}) == CONTRACT
 
 
-@pytest.mark.parametrize("name", sorted(set(FACTS) - {"format"}))
+@pytest.mark.parametrize("name", sorted(set(FACTS) - {"format", "flavours", "plans"}))
 def test_a_missing_field_is_refused(name: str):
     facts = {key: value for key, value in FACTS.items() if key != name}
     with pytest.raises(ArtifactError, match=f"the contract does not read: .*missing required field `{name}`"):
