@@ -1,16 +1,17 @@
 """The embedder: an artifact on an engine, from encoded bytes to unit embeddings."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reidserve.embed.artifact import read_artifact
-from reidserve.embed.canaries import compare_canaries
-from reidserve.embed.contract import MODEL_FILE, Contract
+from reidserve.embed.artifact import Artifact, read_artifact
+from reidserve.embed.canaries import REFERENCE_ENGINE, compare_canaries
+from reidserve.embed.contract import Contract, Precision
+from reidserve.embed.engines import Device, is_unverified, start_session
 from reidserve.embed.images import Batch, Image, decode, resize
-from reidserve.embed.onnx_session import Device, OnnxSession
 from reidserve.embed.session import Session
 from reidserve.errors import ArtifactError, EmbeddingError, ImageError
 
@@ -22,6 +23,8 @@ Embedding = NDArray[np.float32]
 
 UNIT_TOLERANCE = 1e-4
 
+_logger = logging.getLogger(__name__)
+
 
 class Embedder:
     """A contract and a session that fulfils it.
@@ -29,12 +32,14 @@ class Embedder:
     Attributes:
         contract: what is promised.
         engine: what computes it, such as "fp32/onnxruntime-cpu".
+        unverified: whether the rank-parity gate has not let through what this engine computes.
         max_batch: the largest batch the engine is given at once.
     """
 
     def __init__(self, contract: Contract, session: Session) -> None:
         self.contract = contract
         self.engine = session.engine
+        self.unverified = is_unverified(contract, session.engine)
         self.max_batch = session.max_batch
         self._session = session
 
@@ -104,18 +109,33 @@ def _check_unit(rows: Embeddings) -> None:
         )
 
 
-def open_embedder(folder: Path, *, device: Device = "cpu") -> Embedder:
-    """Read the artifact in a folder, start its engine, and see that the canaries hold.
+def open_embedder(folder: Path, *, precision: Precision = "fp32", device: Device = "cpu") -> Embedder:
+    """Read the artifact in a folder, start an engine, and see that the canaries hold.
 
     Raises:
-        ArtifactError: the folder is no whole artifact, or computes something else here.
+        ArtifactError: the folder is no whole artifact, has no such flavour, or computes something else here.
         DeviceError: the device was not obtained.
     """
     artifact = read_artifact(folder)
-    embedder = Embedder(artifact.contract, OnnxSession((folder / MODEL_FILE).read_bytes(), device=device))
+    session = start_session(artifact, precision=precision, device=device)
+    if session.engine != REFERENCE_ENGINE:
+        # Whatever engine follows: decoding and resizing are the same, and show here within the narrowest bound.
+        _check_canaries(artifact, Embedder(artifact.contract, start_session(artifact)))
+    embedder = Embedder(artifact.contract, session)
+    _check_canaries(artifact, embedder)
+    return embedder
+
+
+def _check_canaries(artifact: Artifact, embedder: Embedder) -> None:
     try:
         embeddings = embedder.embed_encoded(artifact.canaries.images)
     except (ImageError, EmbeddingError) as error:
-        raise ArtifactError(f"the canaries do not embed: {error}") from error
-    compare_canaries(artifact.canaries, embeddings, engine=embedder.engine)
-    return embedder
+        raise ArtifactError(f"the canaries do not embed on {embedder.engine}: {error}") from error
+    difference = compare_canaries(artifact.canaries, embeddings, engine=embedder.engine)
+    if embedder.engine not in artifact.canaries.embeddings:
+        _logger.warning(
+            "%s has no canaries of %s; they lie within %.2g of ONNX Runtime's on the CPU",
+            artifact.folder,
+            embedder.engine,
+            difference,
+        )

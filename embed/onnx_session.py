@@ -1,19 +1,33 @@
 """The ONNX Runtime session. Nothing else imports onnxruntime."""
 
+import ctypes
 import os
-from typing import Literal, cast
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from reidserve.embed.contract import Precision
 from reidserve.embed.images import Batch
 from reidserve.errors import ArtifactError, DeviceError, EmbeddingError
 
-Device = Literal["cpu", "cuda"]
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+"""Batch sizes that CUDA is given: a batch is padded to the next one, so few shapes are ever prepared for."""
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_MAX_BATCH = {"cpu": 16, "cuda": 64}
+_PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "cpu": {},
+    # TF32, the default, moves every embedding; trying every algorithm for each new shape takes seconds; and memory
+    # that grows by doubling is kept.
+    "cuda": {
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+    },
+}
+_MAX_BATCH = {"cpu": 16, "cuda": BUCKETS[-1]}
 _FATAL_ONLY = 4  # errors are raised, and need not be printed too
 
 
@@ -21,7 +35,8 @@ class OnnxSession:
     """A graph run by ONNX Runtime on the device that was asked for, or not at all.
 
     On the CPU nothing is padded and the threads do not spin while idle, so the decoding threads beside them get
-    the cores. CUDA computes in full float32: TF32, its default, moves every embedding.
+    the cores; what it has no half-precision kernel for it computes in float32. CUDA computes float32 graphs in full
+    float32, in batches of BUCKETS, all of which are warm before the session is returned.
 
     Attributes:
         engine: such as "fp32/onnxruntime-cpu".
@@ -34,32 +49,15 @@ class OnnxSession:
         ArtifactError: ONNX Runtime does not take the graph.
     """
 
-    def __init__(self, model: bytes, *, device: Device = "cpu") -> None:
-        provider = _PROVIDERS[device]
-        available = onnxruntime.get_available_providers()
-        if provider not in available:
-            raise DeviceError(
-                f"device {device} was asked for, but this onnxruntime offers {', '.join(available)}; "
-                "install the [gpu] extra in place of [cpu], or ask for --device cpu"
-            )
-        if device == "cuda":
-            # The CUDA libraries that pip installed lie where the loader does not look.
-            onnxruntime.preload_dlls()
-        try:
-            self._session = onnxruntime.InferenceSession(
-                model,
-                sess_options=_options(),
-                providers=[(provider, {"use_tf32": "0"} if device == "cuda" else {})],
-            )
-        except Exception as error:
-            raise ArtifactError(f"ONNX Runtime does not take the graph: {_first_line(error)}") from error
-        obtained = self._session.get_providers()[0]
-        if obtained != provider:
-            raise DeviceError(f"device {device} was asked for, but ONNX Runtime gave {obtained}")
-        self.engine = f"fp32/onnxruntime-{device}"
+    def __init__(self, model: bytes, *, device: Literal["cpu", "cuda"] = "cpu", precision: Precision = "fp32") -> None:
+        self._session = _open(model, device)
+        self.engine = f"{precision}/onnxruntime-{device}"
         self.max_batch = _MAX_BATCH[device]
         self.inputs = [(node.name, node.shape, node.type) for node in self._session.get_inputs()]
         self.outputs = [(node.name, node.shape, node.type) for node in self._session.get_outputs()]
+        self._in_buckets = device == "cuda"
+        if self._in_buckets:
+            self._warm()
 
     def __call__(self, batch: Batch | NDArray[np.float32], /) -> NDArray[np.float32]:
         """Compute the first output for the first input.
@@ -68,10 +66,71 @@ class OnnxSession:
             EmbeddingError: the engine failed, for want of memory say.
         """
         try:
-            (output,) = self._session.run([self.outputs[0][0]], {self.inputs[0][0]: batch})
+            output = self._run_bucket(batch) if self._in_buckets else self._run(batch)
         except Exception as error:
             raise EmbeddingError(f"the engine failed on {len(batch)} images: {_first_line(error)}") from error
         return cast(NDArray[np.float32], output)
+
+    def _run(self, batch: NDArray[Any]) -> Any:  # noqa: ANN401  # onnxruntime has no types
+        (output,) = self._session.run([self.outputs[0][0]], {self.inputs[0][0]: batch})
+        return output
+
+    def _run_bucket(self, batch: NDArray[Any]) -> Any:  # noqa: ANN401
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(self.inputs[0][0], pad_batch(batch))
+        binding.bind_output(self.outputs[0][0], "cpu")
+        self._session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()[0][: len(batch)]
+
+    def _warm(self) -> None:
+        _, (_, *shape), _ = self.inputs[0]
+        for size in BUCKETS:
+            self(np.zeros((size, *shape), np.uint8))
+
+
+def sees_cuda() -> bool:
+    """Whether ONNX Runtime was built for CUDA and the driver finds a GPU."""
+    if _PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
+        return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def pad_batch(batch: NDArray[Any]) -> NDArray[Any]:
+    """A batch (N, ...) with black rows up to the next of BUCKETS; beyond the last one it stays as it is."""
+    size = next((bucket for bucket in BUCKETS if bucket >= len(batch)), len(batch))
+    if size == len(batch):
+        return np.ascontiguousarray(batch)
+    padded = np.zeros((size, *batch.shape[1:]), batch.dtype)
+    padded[: len(batch)] = batch
+    return padded
+
+
+def _open(model: bytes, device: Literal["cpu", "cuda"]) -> Any:  # noqa: ANN401
+    provider = _PROVIDERS[device]
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise DeviceError(
+            f"device {device} was asked for, but this onnxruntime offers {', '.join(available)}; "
+            "install the [gpu] extra in place of [cpu], or ask for --device cpu"
+        )
+    if device == "cuda":
+        # The CUDA libraries that pip installed lie where the loader does not look.
+        onnxruntime.preload_dlls()
+    try:
+        session = onnxruntime.InferenceSession(
+            model, sess_options=_options(), providers=[(provider, dict(_PROVIDER_OPTIONS[device]))]
+        )
+    except Exception as error:
+        raise ArtifactError(f"ONNX Runtime does not take the graph: {_first_line(error)}") from error
+    obtained = session.get_providers()[0]
+    if obtained != provider:
+        raise DeviceError(f"device {device} was asked for, but ONNX Runtime gave {obtained}")
+    return session
 
 
 def _options() -> onnxruntime.SessionOptions:
