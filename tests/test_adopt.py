@@ -373,7 +373,7 @@ def test_force_never_deletes_what_is_not_the_models(small: Path, out: Path):
     adopt(small, out, FEEDING)
     (out / "thesis.tex").write_text("years of work")
     before = contents(out)
-    with pytest.raises(OutputExistsError, match=r"holds more than a model, which --force would delete \(thesis.tex\)"):
+    with pytest.raises(OutputExistsError, match=r"which replacing it would delete \(thesis.tex\)"):
         adopt(small, out, FEEDING, force=True)
     assert contents(out) == before
 
@@ -423,3 +423,17 @@ def test_a_link_to_an_artifact_is_replaced_or_refused_but_never_left_between(sma
         expected = read_artifact(out).contract
     assert read_artifact(link).contract == expected
     assert sorted(out.parent.iterdir()) == [link, out]
+
+
+def test_an_adopted_graph_can_average_a_crop_and_its_mirror_image(small: Path, out: Path):
+    made = adopt(small, out, FEEDING, flip=True)
+    assert made.difference < 1e-6
+    assert made.before == made.after
+    assert made.contract.network == Network(flip=True)
+    batch = np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    mirrored = np.ascontiguousarray(batch[:, :, ::-1])
+    averaged = open_embedder(out).embed(batch)
+    adopt(small, out, FEEDING, force=True)
+    total = open_embedder(out).embed(batch) + open_embedder(out).embed(mirrored)
+    np.testing.assert_allclose(averaged, total / np.linalg.norm(total, axis=1, keepdims=True), rtol=0, atol=1e-6)
+    assert np.abs(averaged - open_embedder(out).embed(batch)).max() > 1e-3

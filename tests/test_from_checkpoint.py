@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from reidserve.commands.export import make_feeding
-from reidserve.embed import Preprocessing, open_embedder, read_artifact
+from reidserve.datasets import read_crops
+from reidserve.embed import Preprocessing, open_embedder, read_artifact, read_image
 from reidserve.errors import ExportError, OutputExistsError
+from reidserve.evaluate import embed_crops
 from tests.conftest import foreign_model, run_command, save_onnx, write_crops
 
 torch = pytest.importorskip("torch", reason="needs the [train] extra")
@@ -108,6 +110,32 @@ def test_equal_checkpoints_give_equal_bytes(checkpoint: Path, tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("variant", ["ibn-a", pytest.param("parts", marks=pytest.mark.slow)])
+def test_a_flipping_artifact_averages_as_evaluation_does(variant: str, tmp_path: Path):
+    write_checkpoint(tmp_path / "c.safetensors", lively_network(VARIANTS[variant]), {})
+    read = read_checkpoint(tmp_path / "c.safetensors")
+    for flip in (False, True):
+        made = export_checkpoint(read, tmp_path / f"flip-{flip}", FEEDING, flip=flip)
+        assert made.difference < 1e-6
+    plain, flipping = (open_embedder(tmp_path / f"flip-{flip}") for flip in (False, True))
+    write_crops(tmp_path / "crops", pids=4)
+    crops = read_crops(tmp_path / "crops")
+    straight, averaged = (embed_crops(crops, crops, plain, flip=flip)[0].embeddings for flip in (False, True))
+    embeddings = embed_crops(crops, crops, flipping)[0].embeddings
+    np.testing.assert_allclose(embeddings, averaged, rtol=0, atol=1e-5)
+    assert np.abs(embeddings - straight).max() > 1e-3
+
+    batch = np.stack([flipping.prepare(read_image(crop.path)) for crop in crops])
+    mirrored = flipping.embed(np.ascontiguousarray(batch[:, :, ::-1]))
+    np.testing.assert_allclose(mirrored, embeddings, rtol=0, atol=1e-6)
+    alone = np.concatenate([flipping.embed(image[np.newaxis]) for image in batch[:3]])
+    np.testing.assert_allclose(alone, embeddings[:3], rtol=0, atol=1e-6)
+
+    contracts = [read_artifact(tmp_path / f"flip-{flip}").contract for flip in (False, True)]
+    assert [contract.network.flip for contract in contracts] == [False, True]
+    assert contracts[0].identity != contracts[1].identity
+
+
 def test_a_graph_that_is_not_the_network_is_left_nowhere(checkpoint: Path, tmp_path: Path):
     read = read_checkpoint(checkpoint)
     # In training mode BatchNorm's statistics would be the batch's; here they are moved after the graph was traced.
@@ -158,10 +186,23 @@ def test_the_command_exports_our_own_checkpoint_by_its_metadata(checkpoint: Path
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
     assert told["difference"] < 1e-6
+    assert told["contract"]["network"]["flip"] is False
+    assert sum(told["operators"]["before"].values()) == 107
+    assert sum(told["operators"]["after"].values()) == 75
+    assert told["operators"]["after"]["Conv"] == 20
     preprocessing = told["contract"]["preprocessing"]
     assert preprocessing == {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "colour": "rgb"}
     assert (told["contract"]["height"], told["contract"]["width"]) == (64, 32)
     assert any("classifier.weight" in remark for remark in told["remarks"])
+
+
+def test_the_command_averages_if_it_is_told_to_and_says_so(checkpoint: Path, tmp_path: Path):
+    arguments = ["--checkpoint", checkpoint, "--out", tmp_path / "model", "--flip"]
+    result = run_command("reid-export", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "512 dimensions, the mean of the crop and its mirror image" in result.stdout
+    assert "115 operators, 82 after folding" in result.stdout
+    assert read_artifact(tmp_path / "model").contract.network.flip
 
 
 @pytest.mark.parametrize(
@@ -169,7 +210,7 @@ def test_the_command_exports_our_own_checkpoint_by_its_metadata(checkpoint: Path
     [
         ([], "expected either --checkpoint or --onnx"),
         (["--checkpoint", "a", "--onnx", "b"], "expected either --checkpoint or --onnx"),
-        (["--onnx", "a", "--size", "64x32", "--dialect", "reidserve"], "are of checkpoints, not of --onnx"),
+        (["--onnx", "a", "--size", "64x32", "--dialect", "reidserve"], "--dialect is of checkpoints, not of --onnx"),
         (["--checkpoint", "a", "--output", "f"], "--output is of --onnx"),
         (["--onnx", "a"], "--size HEIGHTxWIDTH is needed"),
     ],

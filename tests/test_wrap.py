@@ -187,3 +187,42 @@ def test_a_feature_of_zeros_gives_zeros_and_not_nan():
         graph.initializer[-1].CopyFrom(numpy_helper.from_array(np.zeros((128, DIM), np.float32), "w3"))
 
     np.testing.assert_array_equal(run_wrapped(foreign_model(edit=cut)), np.zeros((5, DIM), np.float32))
+
+
+def embed_flipped(model: onnx.ModelProto, *, batch: np.ndarray = BATCH) -> np.ndarray:
+    made = wrap(model, feature="feature", height=HEIGHT, width=WIDTH, dim=DIM, preprocessing=IMAGENET, flip=True)
+    onnx.checker.check_model(made, full_check=True)
+    session = OnnxSession(made.SerializeToString())
+    assert session.outputs == [("embeddings", ["N", DIM], "tensor(float)")]
+    return session(batch)
+
+
+@pytest.mark.parametrize(("opset", "ir"), [(11, 6), (13, 7), (17, 8), (18, 8), (21, 10)])
+def test_a_flipping_graph_gives_the_mean_of_both_directions(opset: int, ir: int):
+    # Opset 13 made the sizes of Split an input, opset 18 asks for their number.
+    def edit(graph: onnx.GraphProto) -> None:
+        graph.node[0].CopyFrom(helper.make_node("MaxPool", ["pixels"], ["left"], kernel_shape=[3, 3], strides=[9, 7]))
+        graph.node[1].input[0] = "left"
+
+    model = pooling_model(opset, ir)
+    edit(model.graph)
+    model.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(
+            np.random.default_rng(4).standard_normal((3 * 7 * 5, DIM)).astype(np.float32), "weights"
+        )
+    )
+    total = run_wrapped(model) + run_wrapped(model, batch=np.ascontiguousarray(BATCH[:, :, ::-1]))
+    expected = total / np.linalg.norm(total, axis=1, keepdims=True)
+    assert np.abs(expected - run_wrapped(model)).max() > 1e-3
+    np.testing.assert_allclose(embed_flipped(model), expected, rtol=0, atol=1e-6)
+
+
+def test_opposite_directions_have_no_mean_and_give_no_unit_vector():
+    weights = np.random.default_rng(5).standard_normal((3, HEIGHT, WIDTH, DIM)).astype(np.float32)
+    weights -= weights[:, :, ::-1]
+    model = pooling_model(17, 8)
+    del model.graph.node[0]
+    model.graph.node[0].input[0] = "pixels"
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights.reshape(-1, DIM), "weights"))
+    np.testing.assert_allclose(np.linalg.norm(run_wrapped(model), axis=1), 1, atol=1e-6)
+    assert np.linalg.norm(embed_flipped(model), axis=1).max() < 0.9

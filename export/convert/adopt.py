@@ -25,14 +25,16 @@ def adopt(
     feeding: Feeding,
     *,
     output: str | None = None,
+    flip: bool = False,
     images: Sequence[bytes] = (),
     force: bool = False,
 ) -> Assembled:
     """Turn a foreign ONNX (float32 (N, 3, height, width) in, (N, dim) out) into an artifact in the folder `out`.
 
     The written artifact is compared with the foreign model fed by hand, on the canaries and on encoded `images`, and
-    is left nowhere if they differ.
-    `output` names the output to take where the graph has several.
+    is left nowhere if they differ. Its operators stay as they are.
+    `output` names the output to take where the graph has several; with `flip` the artifact averages a crop and its
+    mirror image.
 
     Raises:
         ExportError: the file is no such model; the message says what was expected and what came.
@@ -48,9 +50,10 @@ def adopt(
         raise ExportError(f"{path} does not run: {error}") from error
 
     def fed_by_hand(batch: Batch) -> Embeddings:
-        features = foreign(feed_by_hand(batch, feeding.preprocessing))
-        unit: Embeddings = features / np.linalg.norm(features, axis=1, keepdims=True)
-        return unit
+        straight = _unit(foreign(feed_by_hand(batch, feeding.preprocessing)))
+        if not flip:
+            return straight
+        return _unit(straight + _unit(foreign(feed_by_hand(batch[:, :, ::-1], feeding.preprocessing))))
 
     dim = _probe(foreign, feeding)
     graph = wrap(
@@ -60,14 +63,20 @@ def adopt(
         width=feeding.width,
         dim=dim,
         preprocessing=feeding.preprocessing,
+        flip=flip,
     )
     blueprint = Blueprint(
         feeding=feeding,
         dim=dim,
-        network=Network(),
+        network=Network(flip=flip),
         source=Source(kind="onnx", sha256=hashlib.sha256(data).hexdigest()),
     )
     return assemble(graph, blueprint, out, reference=fed_by_hand, images=images, force=force)
+
+
+def _unit(vectors: Embeddings) -> Embeddings:
+    unit: Embeddings = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
 
 
 def _read(path: Path) -> tuple[bytes, onnx.ModelProto]:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,13 @@ from reidserve.embed import (
 )
 from reidserve.embed.artifact import CONTRACT_FILE
 from reidserve.embed.canaries import CANARIES_FILE, draw_canaries, encode_canaries
-from reidserve.embed.contract import MODEL_FILE, encode_contract
+from reidserve.embed.contract import MODEL_FILE, decode_contract, encode_contract
 from reidserve.embed.onnx_session import OnnxSession
 from reidserve.errors import ArtifactError, EmbeddingError, ExportError, OutputExistsError
 from reidserve.export.convert.feeding import Feeding
+from reidserve.export.convert.fold import count_operators
 
-_OWN_FILES = frozenset({CONTRACT_FILE, MODEL_FILE, CANARIES_FILE})
+_EVERYWHERE = (MODEL_FILE, CANARIES_FILE)
 
 _TOGETHER = 32
 """Crops that are run at once: of --images there may be thousands."""
@@ -60,10 +61,16 @@ class Assembled:
     Attributes:
         contract: what it promises.
         difference: the largest difference in any component from the reference, over all crops compared.
+        before: how many operators of each type the graph had before it was folded.
+        after: how many the written graph has.
+        reference: what it was held to, a Batch (N, height, width, 3) to Embeddings (N, dim).
     """
 
     contract: Contract
     difference: float
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    reference: Callable[[Batch], Embeddings]
 
 
 def assemble(
@@ -72,12 +79,14 @@ def assemble(
     out: Path,
     *,
     reference: Callable[[Batch], Embeddings],
+    before: Mapping[str, int] | None = None,
     images: Sequence[bytes] = (),
     force: bool = False,
 ) -> Assembled:
     """Write a graph as an artifact, run what was written, and hold it against the reference on crops.
 
-    Those are the canaries and whatever encoded `images` are given beside them.
+    Those are the canaries and whatever encoded `images` are given beside them. `before` counts the operators of a
+    graph that was folded.
 
     Raises:
         ExportError: the written graph differs from the reference by more than PARITY_BOUND, or depends on the batch.
@@ -85,7 +94,7 @@ def assemble(
     """
     model = graph.SerializeToString(deterministic=True)
     with staged_artifact(out, force=force) as stage:
-        _write(stage / MODEL_FILE, model)
+        write_file(stage / MODEL_FILE, model)
         try:
             embedder = Embedder(_contract(blueprint, {MODEL_FILE: model}), OnnxSession(model))
             crops = draw_canaries(height=blueprint.feeding.height, width=blueprint.feeding.width)
@@ -94,9 +103,10 @@ def assemble(
             raise ExportError(f"the written graph is no embedder: {error}") from error
         canaries = encode_canaries(crops, {embedder.engine: embeddings[: len(crops)]})
         contract = _contract(blueprint, {MODEL_FILE: model, CANARIES_FILE: canaries})
-        _write(stage / CANARIES_FILE, canaries)
-        _write(stage / CONTRACT_FILE, encode_contract(contract))
-    return Assembled(contract, difference)
+        write_file(stage / CANARIES_FILE, canaries)
+        write_file(stage / CONTRACT_FILE, encode_contract(contract))
+    after = count_operators(graph)
+    return Assembled(contract, difference, before=after if before is None else before, after=after, reference=reference)
 
 
 def _prove(
@@ -177,12 +187,20 @@ def check_free(out: Path, *, force: bool) -> None:
         raise OutputExistsError(f"{out} is there already and is no model: choose another --out")
     if not force:
         raise OutputExistsError(f"{out} holds a model already: choose another --out, or replace it with --force")
-    strangers = sorted(path.name for path in out.iterdir() if path.name not in _OWN_FILES)
+    own = _own_files(out)
+    strangers = sorted(path.name for path in out.iterdir() if path.name not in own)
     if strangers:
         raise OutputExistsError(
-            f"{out} holds more than a model, which --force would delete ({', '.join(strangers[:5])}): choose another "
-            "--out, or move that elsewhere"
+            f"{out} holds more than a model, which replacing it would delete ({', '.join(strangers[:5])}): move that "
+            "elsewhere, or choose another --out"
         )
+
+
+def _own_files(out: Path) -> set[str]:
+    """Names of an artifact's files: what its contract lists, and what every artifact has."""
+    with suppress(ArtifactError, OSError):
+        return {CONTRACT_FILE, *_EVERYWHERE, *decode_contract((out / CONTRACT_FILE).read_bytes()).files}
+    return {CONTRACT_FILE, *_EVERYWHERE}
 
 
 def _occupied(out: Path) -> bool:
@@ -204,7 +222,8 @@ def _take_place(stage: Path, out: Path) -> None:
     shutil.rmtree(old)
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file, to the disk itself."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()

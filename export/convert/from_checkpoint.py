@@ -14,6 +14,7 @@ from reidserve.errors import ExportError
 from reidserve.export.checkpoints import Checkpoint
 from reidserve.export.convert.assembly import Assembled, Blueprint, assemble, check_free
 from reidserve.export.convert.feeding import Feeding
+from reidserve.export.convert.fold import fold
 from reidserve.export.convert.in_torch import TorchEmbedder
 from reidserve.export.convert.wrap import wrap
 from reidserve.export.model import Network as TorchNetwork
@@ -24,12 +25,18 @@ _PIXELS, _FEATURE = "pixels", "feature"
 
 
 def export_checkpoint(
-    checkpoint: Checkpoint, out: Path, feeding: Feeding, *, images: Sequence[bytes] = (), force: bool = False
+    checkpoint: Checkpoint,
+    out: Path,
+    feeding: Feeding,
+    *,
+    flip: bool = False,
+    images: Sequence[bytes] = (),
+    force: bool = False,
 ) -> Assembled:
-    """Turn a checkpoint's network into an artifact in the folder `out`.
+    """Turn a checkpoint's network into an artifact in the folder `out`, its graph folded.
 
     The written artifact is compared with the network in torch, on the canaries and on encoded `images`, and is left
-    nowhere if they differ.
+    nowhere if they differ. With `flip` its graph averages a crop and its mirror image.
 
     Raises:
         ExportError: the graph does not compute what the network does.
@@ -37,14 +44,16 @@ def export_checkpoint(
     """
     check_free(out, force=force)
     architecture = checkpoint.architecture
-    graph = wrap(
-        trace(checkpoint.network.eval(), height=feeding.height, width=feeding.width),
+    traced = wrap(
+        trace(checkpoint.network, height=feeding.height, width=feeding.width),
         feature=_FEATURE,
         height=feeding.height,
         width=feeding.width,
         dim=architecture.feature_dim,
         preprocessing=feeding.preprocessing,
+        flip=flip,
     )
+    folded = fold(traced)
     stripes = f", {architecture.parts} parts" if architecture.parts else ""
     blueprint = Blueprint(
         feeding=feeding,
@@ -54,16 +63,26 @@ def export_checkpoint(
             neck=architecture.neck,
             pooling=f"{architecture.pooling}{stripes}",
             feature="after_neck" if architecture.feature == "after_neck" else "before_neck",
+            flip=flip,
         ),
         source=Source(kind="checkpoint", sha256=checkpoint.sha256, dialect=checkpoint.dialect),
     )
     return assemble(
-        graph, blueprint, out, reference=TorchEmbedder(checkpoint, feeding).embed, images=images, force=force
+        folded.graph,
+        blueprint,
+        out,
+        reference=TorchEmbedder(checkpoint, feeding, flip=flip).embed,
+        before=folded.before,
+        images=images,
+        force=force,
     )
 
 
 def trace(network: TorchNetwork, *, height: int, width: int) -> onnx.ModelProto:
     """The evaluation graph of a network: float32 (N, 3, height, width) in, (N, dim) out, N free, one file.
+
+    It has the network's operators as they are: folding them in float64 is left to `fold`. The network is put into
+    evaluation mode.
 
     Raises:
         ExportError: torch cannot write it in plain operators, as where stripes of a map would overlap.
@@ -78,10 +97,12 @@ def trace(network: TorchNetwork, *, height: int, width: int) -> onnx.ModelProto:
             # InstanceNorm uses the image's own statistics, as it must.
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                network,
+                network.eval(),
                 (example,),
                 written,  # type: ignore[arg-type]  # a file will do for the exporter that is asked for
                 dynamo=False,
+                # Or torch folds norms itself, in float32.
+                training=torch.onnx.TrainingMode.PRESERVE,
                 opset_version=OPSET,
                 input_names=[_PIXELS],
                 output_names=[_FEATURE],

@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from reidserve.embed import Batch, Device, Embedding, Embeddings, Image, decode, off_unit, resize
+from reidserve.embed import Batch, Embedding, Embeddings, Image, decode, off_unit, resize
 from reidserve.errors import DeviceError, EmbeddingError
 from reidserve.export.checkpoints import Checkpoint
 from reidserve.export.convert.feeding import Feeding, feed_by_hand
 
 _MAX_BATCH = 32
+
+_OPPOSITE = 1e-6
+"""The length of a sum of two unit vectors below which its direction is rounding; it is left shorter than 1."""
 
 
 class TorchEmbedder:
@@ -22,17 +27,26 @@ class TorchEmbedder:
     Attributes:
         checkpoint: whose network it is.
         feeding: how a crop is resized, and what is done to its pixels.
+        flip: whether an embedding is the mean of the crop's and its mirror image's, of unit length again.
         engine: such as "fp32/torch-cpu".
 
     Raises:
         DeviceError: torch does not find the device.
     """
 
-    def __init__(self, checkpoint: Checkpoint, feeding: Feeding, *, device: Device = "cpu") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        feeding: Feeding,
+        *,
+        device: Literal["cpu", "cuda"] = "cpu",
+        flip: bool = False,
+    ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise DeviceError("asked for cuda, torch finds none: give --device cpu, or install torch for CUDA")
         self.checkpoint = checkpoint
         self.feeding = feeding
+        self.flip = flip
         self.engine = f"fp32/torch-{device}"
         self._device = torch.device(device)
         self._network = checkpoint.network.eval().to(self._device)
@@ -52,9 +66,15 @@ class TorchEmbedder:
         with torch.inference_mode(), _full_precision():
             for start in range(0, len(batch), _MAX_BATCH):
                 pixels = feed_by_hand(batch[start : start + _MAX_BATCH], self.feeding.preprocessing)
-                features = self._network(torch.from_numpy(pixels).to(self._device))
-                rows.append(torch.nn.functional.normalize(features).cpu().numpy())
+                rows.append(self._embed(torch.from_numpy(pixels).to(self._device)).cpu().numpy())
         return np.concatenate(rows)
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        normalize = torch.nn.functional.normalize
+        straight = normalize(self._network(pixels))
+        if not self.flip:
+            return straight
+        return normalize(straight + normalize(self._network(pixels.flip(3))), eps=_OPPOSITE)
 
     def embed_each(self, batch: Batch) -> list[Embedding | EmbeddingError]:
         """Per image of a Batch its embedding (dim,), or what was wrong with it: no image costs another its answer."""

@@ -1,6 +1,6 @@
 """A backbone's graph in, the contract's graph out: uint8 RGB crops to unit vectors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 from onnx import compose, helper, parser
@@ -9,6 +9,7 @@ from reidserve.embed import Preprocessing
 
 _INITIALIZERS_ARE_NO_INPUTS = 4  # the IR version that freed them
 _REDUCE_AXES_ARE_AN_INPUT = 18  # the opset that made them one
+_SPLIT_COUNTS_ITS_OUTPUTS = 18  # the opset that asks for their number
 
 _BEFORE = """
 <ir_version: {ir}, opset_import: ["" : {opset}]>
@@ -29,27 +30,59 @@ _SWAP = """
     bgr = Gather <axis = 1> (rgb, order)
 """
 
+_MIRROR = """
+<ir_version: {ir}, opset_import: ["" : {opset}]>
+mirror (float[N, 3, {height}, {width}] straight) => (float[both, 3, {height}, {width}] pairs)
+{{
+    columns = Constant <value = int64[{width}] {{{columns}}}> ()
+    mirrored = Gather <axis = 3> (straight, columns)
+    pairs = Concat <axis = 0> (straight, mirrored)
+}}
+"""
+
 # The smallest norm is the one of torch.nn.functional.normalize.
 _AFTER = """
 <ir_version: {ir}, opset_import: ["" : {opset}]>
-after (float[N, {dim}] feature) => (float[N, {dim}] embeddings)
+after (float[N, {dim}] feature) => (float[N, {dim}] {embeddings})
 <float smallest = {{1e-12}}, int64[1] axis = {{1}}>
 {{
-    norm = {reduce}
+    norm = {reduce} (feature{axis})
     divisor = Max (norm, smallest)
-    embeddings = Div (feature, divisor)
+    {embeddings} = Div (feature, divisor)
+}}
+"""
+
+# The sum of opposite vectors has no direction but rounding's: it is left shorter than 1, and so refused.
+_MEAN = """
+<ir_version: {ir}, opset_import: ["" : {opset}]>
+average (float[both, {dim}] each) => (float[N, {dim}] embeddings)
+<float shortest = {{1e-6}}, int64[1] along = {{1}}>
+{{
+    one, other = Split <axis = 0{two}> (each)
+    total = Add (one, other)
+    length = {reduce} (total{along})
+    part = Max (length, shortest)
+    embeddings = Div (total, part)
 }}
 """
 
 
 def wrap(
-    model: onnx.ModelProto, *, feature: str, height: int, width: int, dim: int, preprocessing: Preprocessing
+    model: onnx.ModelProto,
+    *,
+    feature: str,
+    height: int,
+    width: int,
+    dim: int,
+    preprocessing: Preprocessing,
+    flip: bool = False,
 ) -> onnx.ModelProto:
     """Put normalisation before and L2 after a graph: float32 (N, 3, height, width) in, `feature` (N, dim) out.
 
     The new graph takes `crops`, uint8 (N, height, width, 3) RGB, and gives `embeddings`, float32 (N, dim) of unit
     length. It computes what ToTensor and Normalize of torchvision compute, in their order, so the backbone gets
-    the same bits. Doc strings and metadata are dropped: equal inputs give equal bytes.
+    the same bits. With `flip` the backbone gets each crop and its mirror image, and an embedding is the mean of the two
+    unit vectors, of unit length again. Doc strings and metadata are dropped: equal inputs give equal bytes.
     """
     backbone = compose.add_prefix(model, "backbone/")
     _drop_inputs_with_values(backbone.graph)
@@ -58,26 +91,44 @@ def wrap(
         "ir": backbone.ir_version,
         "opset": next(entry.version for entry in backbone.opset_import if entry.domain in ("", "ai.onnx")),
     }
-    before = _parse(
+    sizes = {"height": height, "width": width}
+    wrapped = _parse(
         _BEFORE,
         **versions,
-        height=height,
-        width=width,
+        **sizes,
         mean=_numbers(preprocessing.mean),
         std=_numbers(preprocessing.std),
         colour=preprocessing.colour,
         swap=_SWAP if preprocessing.colour == "bgr" else "",
     )
-    axes_are_an_input = versions["opset"] >= _REDUCE_AXES_ARE_AN_INPUT
-    reduce = "ReduceL2 (feature, axis)" if axes_are_an_input else "ReduceL2 <axes = [1]> (feature)"
-    after = _parse(_AFTER, **versions, dim=dim, reduce=reduce)
-
+    fed = "pixels"
+    if flip:
+        mirror = _parse(_MIRROR, **versions, **sizes, columns=", ".join(map(str, reversed(range(width)))))
+        wrapped, fed = compose.merge_models(wrapped, mirror, io_map=[(fed, "straight")]), "pairs"
     (pixels,) = (value.name for value in backbone.graph.input)
-    wrapped = compose.merge_models(before, backbone, io_map=[("pixels", pixels)], outputs=[f"backbone/{feature}"])
-    wrapped = compose.merge_models(wrapped, after, io_map=[(f"backbone/{feature}", "feature")], name="reidserve")
+    wrapped = compose.merge_models(wrapped, backbone, io_map=[(fed, pixels)], outputs=[f"backbone/{feature}"])
+    for part, given, read in _after(versions, dim=dim, flip=flip, feature=f"backbone/{feature}"):
+        wrapped = compose.merge_models(wrapped, part, io_map=[(given, read)], name="reidserve")
     _import_once(wrapped)
     _forget_provenance(wrapped)
     return wrapped
+
+
+def _after(
+    versions: Mapping[str, int], *, dim: int, flip: bool, feature: str
+) -> Iterator[tuple[onnx.ModelProto, str, str]]:
+    """What follows the backbone: graphs, each with the value before it and the name it reads that under."""
+    axes_are_an_input = versions["opset"] >= _REDUCE_AXES_ARE_AN_INPUT
+    values = {**versions, "dim": dim, "reduce": "ReduceL2" if axes_are_an_input else "ReduceL2 <axes = [1]>"}
+    embeddings = "each" if flip else "embeddings"
+    yield (
+        _parse(_AFTER, **values, embeddings=embeddings, axis=", axis" if axes_are_an_input else ""),
+        feature,
+        "feature",
+    )
+    if flip:
+        two = ", num_outputs = 2" if versions["opset"] >= _SPLIT_COUNTS_ITS_OUTPUTS else ""
+        yield _parse(_MEAN, **values, two=two, along=", along" if axes_are_an_input else ""), "each", "each"
 
 
 def _parse(text: str, **values: int | str) -> onnx.ModelProto:
