@@ -21,7 +21,8 @@ from reidserve.errors import CheckpointError, UsageError
 pytest.importorskip("torch", reason="needs reidserve[train]")
 
 from reidserve.export.checkpoints import fetch as module
-from reidserve.export.checkpoints.fetch import cache_folder, fetch
+from reidserve.export.checkpoints.fetch import fetch
+from reidserve.export.files import cache_folder
 
 WEIGHTS = bytes(range(256)) * 9000
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
@@ -182,7 +183,7 @@ def test_a_relative_cache_folder_counts_as_none(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for told in ("", "here"):
         monkeypatch.setenv("XDG_CACHE_HOME", told)
-        assert cache_folder() == tmp_path / ".cache" / "reidserve" / "pretrained"
+        assert cache_folder() == tmp_path / ".cache" / "reidserve"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

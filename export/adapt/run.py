@@ -13,7 +13,7 @@ from reidserve.export.adapt.record import AdaptRecord
 from reidserve.export.adapt.settings import AdaptSettings, check_settings
 from reidserve.export.adapt.target import Target
 from reidserve.export.checkpoints import write_checkpoint
-from reidserve.export.checkpoints.files import write_whole
+from reidserve.export.files import write_whole
 from reidserve.export.train import Material, Outcome, RunFolder, Settings
 from reidserve.export.train.description import describe
 from reidserve.export.train.epoch import prepare

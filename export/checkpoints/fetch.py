@@ -1,7 +1,6 @@
 """Weights from a URL: fetched once, held against the sha256 that was said, and kept for the next time."""
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from http.client import HTTPException, HTTPMessage
@@ -11,7 +10,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from reidserve.errors import CheckpointError, UsageError
-from reidserve.export.checkpoints.files import write_whole
+from reidserve.export.files import cache_folder, write_whole
 
 MOST_BYTES = 2 * 2**30
 """No file of weights that is read here is larger."""
@@ -47,7 +46,7 @@ def fetch(source: str, *, progress: Progress = lambda done, total: None) -> Path
             "prints for a copy you trust"
         )
     sha256 = said[1].lower()
-    kept = cache_folder() / sha256
+    kept = cache_folder() / "pretrained" / sha256
     if kept.is_file() and hashlib.sha256(kept.read_bytes()).hexdigest() == sha256:
         return kept
     data = _download(url, progress)
@@ -57,12 +56,6 @@ def fetch(source: str, *, progress: Progress = lambda done, total: None) -> Path
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept, data)
     return kept
-
-
-def cache_folder() -> Path:
-    """Where fetched files are kept; as the XDG specification has it, a relative $XDG_CACHE_HOME counts as none."""
-    told = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (told if told.is_absolute() else Path.home() / ".cache") / "reidserve" / "pretrained"
 
 
 def _check_address(url: str) -> None:

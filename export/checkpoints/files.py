@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import pickle
 import re
 import warnings
@@ -66,29 +65,6 @@ def read_contents(path: Path) -> Contents:
     else:
         tensors, metadata = _unwrap(path, _read_pickle(path, data))
     return Contents(path, hashlib.sha256(data).hexdigest(), _without_prefixes(tensors), metadata)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that there is the old one or the new one, durably, whatever ends the process.
-
-    Raises:
-        OSError: it cannot be written; the old one stays.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.absolute().parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:

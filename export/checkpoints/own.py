@@ -10,7 +10,8 @@ import safetensors.torch
 
 from reidserve.errors import CheckpointError, ExportError
 from reidserve.export.checkpoints.feed import Feed, parse_feed
-from reidserve.export.checkpoints.files import Contents, write_whole
+from reidserve.export.checkpoints.files import Contents
+from reidserve.export.files import write_whole
 from reidserve.export.model.architecture import Architecture
 from reidserve.export.model.network import Network
 

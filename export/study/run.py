@@ -8,7 +8,7 @@ import msgspec
 
 from reidserve.errors import OutputExistsError
 from reidserve.export.adapt import adapt, read_target
-from reidserve.export.checkpoints.files import write_whole
+from reidserve.export.files import write_whole
 from reidserve.export.study.figures import trained_figures, untrained_figures
 from reidserve.export.study.material import forget, set_scene
 from reidserve.export.study.plan import Run, plan_pretraining, plan_runs

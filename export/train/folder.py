@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from reidserve.errors import ExportError, OutputExistsError
-from reidserve.export.checkpoints.files import write_whole
+from reidserve.export.files import write_whole
 from reidserve.export.train.parallel import Team, join
 from reidserve.export.train.record import Record
 from reidserve.export.train.settings import Settings

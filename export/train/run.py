@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from reidserve.errors import DeviceError, ExportError
 from reidserve.export.checkpoints import load_pretrained, write_checkpoint
-from reidserve.export.checkpoints.files import write_whole
+from reidserve.export.files import write_whole
 from reidserve.export.model import build_network, check_stripes
 from reidserve.export.train import initialise
 from reidserve.export.train.description import describe

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from reidserve.errors import ExportError, UsageError
-from reidserve.export.checkpoints.files import write_whole
+from reidserve.export.files import write_whole
 from reidserve.export.train.settings import Settings
 
 FORMAT = "reidserve.train 2"

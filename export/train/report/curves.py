@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.evaluate.report.canvas import Axes, Palette, Panel, draw_png
-from reidserve.export.checkpoints.files import write_whole
+from reidserve.export.files import write_whole
 from reidserve.export.train.record import Record
 
 _SHOWN_STEPS = 500

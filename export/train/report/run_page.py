@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from reidserve.evaluate.report.canvas import draw_svg
 from reidserve.evaluate.report.template import data_uri, fill
 from reidserve.export.checkpoints import Checkpoint, Feed, read_checkpoint
-from reidserve.export.checkpoints.files import write_whole
+from reidserve.export.files import write_whole
 from reidserve.export.train.epoch import set_head
 from reidserve.export.train.folder import RunFolder
 from reidserve.export.train.material import Material

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reidserve.evaluate.report.canvas import draw_svg
 from reidserve.evaluate.report.template import fill
-from reidserve.export.checkpoints.files import write_whole
+from reidserve.export.files import write_whole
 from reidserve.export.train.record import Record
 from reidserve.export.train.report.curves import comparison_panels
 
