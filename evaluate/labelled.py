@@ -1,6 +1,7 @@
 """Embeddings with the labels that scoring needs."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -84,3 +85,12 @@ class Labelled:
     def take(self, places: NDArray[np.intp]) -> "Labelled":
         """Those of some places, in their order."""
         return Labelled(self.embeddings[places], self.labels.take(places))
+
+
+def digest_labels(parts: Mapping[str, Labels]) -> str:
+    """The sha256 of all labels and file names, in order: equal where the same was scored, wherever it lay."""
+    digest = hashlib.sha256()
+    for part, labels in parts.items():
+        for row in zip(labels.pids, labels.camids, labels.names(), strict=True):
+            digest.update(repr((part, *row)).encode(errors="backslashreplace"))
+    return digest.hexdigest()

@@ -1,7 +1,6 @@
 """The material: which crops, or whose features, are scored by which protocol."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,15 +151,6 @@ def count_material(query: "Labels", gallery: "Labels") -> dict[str, int]:
         "gallery identities": len(set(gallery.pids)),
         "cameras": len({*query.camids, *gallery.camids} - {None}),
     }
-
-
-def digest_labels(parts: Mapping[str, "Labels"]) -> str:
-    """The sha256 of all labels and file names, in order: equal where the same was scored, wherever it lay."""
-    digest = hashlib.sha256()
-    for part, labels in parts.items():
-        for row in zip(labels.pids, labels.camids, labels.names(), strict=True):
-            digest.update(repr((part, *row)).encode(errors="backslashreplace"))
-    return digest.hexdigest()
 
 
 def _root(data: Path | None, what: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reidserve.commands.console import print_json, print_lines, progress, warn_failures, warn_lines
-from reidserve.commands.eval.material import count_material, digest_labels
+from reidserve.commands.eval.material import count_material
 from reidserve.commands.eval.options import Written
 from reidserve.errors import EvaluationError, ReidError
 
@@ -27,6 +27,7 @@ _SHOWN_FACTS = 64
 
 def make_document(scene: "Scene", *, seed: int, max_rank: int) -> "Document":
     """All figures of all stages."""
+    from reidserve.evaluate import digest_labels
     from reidserve.evaluate.report import Document, record
 
     subjects = [subject for stage in scene.stages for subject in stage.subjects]
