@@ -1,0 +1,18 @@
+"""The rank-parity gate: whether a flavour on an engine still finds what its reference finds."""
+
+from reidserve.export.parity.bounds import DEFAULT_BOUNDS, Bounds
+from reidserve.export.parity.gate import Candidate, measure
+from reidserve.export.parity.record import Parity, Row, decode_parity, encode_parity
+from reidserve.export.parity.table import table_lines
+
+__all__ = [
+    "DEFAULT_BOUNDS",
+    "Bounds",
+    "Candidate",
+    "Parity",
+    "Row",
+    "decode_parity",
+    "encode_parity",
+    "measure",
+    "table_lines",
+]
