@@ -1,6 +1,7 @@
 # reid-serve and the gallery commands, without torch, as a user without rights.
 #   docker build -t reidserve .
 #   docker build -t reidserve:gpu --build-arg ENGINE=gpu .        (CUDA 13; not verified on hardware)
+#   docker build -t reidserve:tensorrt --build-arg ENGINE=gpu,tensorrt .   (likewise)
 #   docker run --user "$(id -u):$(id -g)" -v "$PWD":/data -p 50051:50051 reidserve
 # A gallery is opened in a folder that can be written: SQLite's write-ahead log lives beside it.
 ARG PYTHON=3.11
