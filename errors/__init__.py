@@ -66,6 +66,20 @@ class ExportError(ReidError):
     reason = "EXPORT_FAILED"
 
 
+class ParityError(ExportError):
+    """What was made does not rank as its reference does.
+
+    Attributes:
+        parity: the Parity that was measured.
+    """
+
+    reason = "PARITY_LOST"
+
+    def __init__(self, message: str, *, parity: object) -> None:
+        super().__init__(message)
+        self.parity = parity
+
+
 class OutputExistsError(ReidError):
     """What would be written is there already."""
 
