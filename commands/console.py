@@ -21,7 +21,17 @@ DONE, FAILED, WRONG_USAGE = 0, 1, 2
 INTERRUPTED = 128 + signal.SIGINT
 SHOWN_FAILURES = 20
 
-Device = Annotated[Literal["cpu", "cuda"], Parameter(help="Where the model runs; what is not there is refused.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "tensorrt", "openvino"],
+    Parameter(
+        help="What runs the model; what is not there is refused. auto takes a TensorRT plan that fits this GPU, else "
+        "CUDA, else the CPU; the engine that it came to is printed."
+    ),
+]
+Precision = Annotated[
+    Literal["fp32", "fp16", "int8"],
+    Parameter(help="Which flavour of the model runs; reid-export makes fp16 and int8."),
+]
 Pattern = Annotated[
     str | None,
     Parameter(
@@ -199,6 +209,14 @@ def warn_failures(failures: Sequence[tuple[str, str]]) -> None:
         print(f"left out {name}: {reason}", file=sys.stderr)
     if len(failures) > SHOWN_FAILURES:
         print(f"left out {len(failures) - SHOWN_FAILURES} more (--json lists all)", file=sys.stderr)
+
+
+def warn_engine(engine: str, *, device: str = "", unverified: bool) -> None:
+    """Say on standard error what auto came to, and where the gate has not let through what an engine computes."""
+    if device == "auto":
+        print(f"--device auto came to {engine}", file=sys.stderr)
+    if unverified:
+        print(f"unverified: {engine} was not held to fp32 on data (reid-export --verify)", file=sys.stderr)
 
 
 def warn_lines(lines: Sequence[str]) -> None:

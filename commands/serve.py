@@ -11,6 +11,7 @@ from reidserve.commands.console import (
     IndexDevice,
     Json,
     Memory,
+    Precision,
     make_app,
     print_facts,
     print_json,
@@ -27,6 +28,7 @@ def serve(
     gallery: Annotated[list[Path], Parameter(negative="")],
     model: Path = Path("model"),
     listen: str = "127.0.0.1:50051",
+    precision: Precision = "fp32",
     device: Device = "cpu",
     grace: float = 30.0,
     kind: Index = "auto",
@@ -71,6 +73,7 @@ def serve(
                     "listening": ready.address,
                     "identity": embedder.contract.identity,
                     "engine": embedder.engine,
+                    "unverified": embedder.unverified,
                     "galleries": entries,
                     "damaged": damaged,
                     "threshold": ready.pipeline.threshold,
@@ -80,7 +83,8 @@ def serve(
         print_facts(
             {
                 "listening": ready.address,
-                "model": f"{path_to_text(model)} {embedder.contract.identity[:12]} on {embedder.engine}",
+                "model": f"{path_to_text(model)} {embedder.contract.identity[:12]} on {embedder.engine}"
+                f"{' (unverified)' * embedder.unverified}",
                 "galleries": ", ".join(
                     f"{name} ({count} entries{f', {damaged[name]} damaged left out' * bool(damaged[name])})"
                     for name, count in entries.items()
@@ -93,7 +97,7 @@ def serve(
             }
         )
 
-    settings = Settings(model, gallery, listen, device, grace, kind, index_device, max_memory, threshold)
+    settings = Settings(model, gallery, listen, device, grace, kind, index_device, max_memory, threshold, precision)
     asyncio.run(serve_until_stopped(settings, on_ready=tell))
 
 

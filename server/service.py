@@ -159,7 +159,8 @@ def _search_response(answer: Answer, pipeline: Pipeline) -> reid_pb2.SearchRespo
 
 
 def _model(pipeline: Pipeline) -> reid_pb2.Model:
-    return reid_pb2.Model(identity=pipeline.embedder.contract.identity, engine=pipeline.embedder.engine)
+    embedder = pipeline.embedder
+    return reid_pb2.Model(identity=embedder.contract.identity, engine=embedder.engine, unverified=embedder.unverified)
 
 
 def _timings(stages: Stages) -> reid_pb2.Timings:

@@ -16,7 +16,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
-from reidserve.embed import Device, Embedder, open_embedder
+from reidserve.embed import Device, Embedder, Precision, open_embedder
 from reidserve.embed.images import MAX_BYTES
 from reidserve.errors import GalleryError, ServerError
 from reidserve.index import Gallery, IndexDevice, IndexKind, open_gallery
@@ -46,12 +46,13 @@ class Settings:
         model: the artifact's folder.
         galleries: the galleries' folders; each is named by its folder without .gallery.
         listen: host:port; port 0 takes a free one.
-        device: where the model runs.
+        device: what runs the model.
         grace: how long calls under way may take after SIGTERM, seconds.
         index: how rows are searched.
         index_device: where rows are searched.
         max_memory: what each gallery's entries may take, bytes; None for no limit.
         threshold: the file of the model's calibrated threshold; None for none.
+        precision: which flavour of the model runs.
     """
 
     model: Path
@@ -63,6 +64,7 @@ class Settings:
     index_device: IndexDevice = "cpu"
     max_memory: int | None = None
     threshold: Path | None = None
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,11 @@ async def _tell(checks: health_aio.HealthServicer, *, serving: bool) -> None:
 
 
 def _load(settings: Settings) -> tuple[Embedder, dict[str, Gallery], Threshold | None]:
-    embedder = open_embedder(settings.model, device=settings.device)
+    embedder = open_embedder(settings.model, precision=settings.precision, device=settings.device)
+    if embedder.unverified:
+        _logger.warning(
+            "the model runs unverified: %s was not held to fp32 on data (reid-export --verify)", embedder.engine
+        )
     identity = embedder.contract.identity
     threshold = None if settings.threshold is None else read_threshold(settings.threshold, identity=identity)
     galleries: dict[str, Gallery] = {}

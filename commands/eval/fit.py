@@ -39,7 +39,7 @@ def check_fit(protocol: "Protocol", ruled: Ruled, scored: Scored, varied: Varied
             raise UsageError(f"--picture shows the gallery ranked whole, {protocol.name} draws or groups it")
 
 
-def check_told(told: Told, scored: Scored, index: str) -> None:
+def check_told(told: Told, scored: Scored, index: str, precision: str) -> None:
     """See that nothing is told of what is not scored.
 
     Raises:
@@ -50,6 +50,8 @@ def check_told(told: Told, scored: Scored, index: str) -> None:
         raise UsageError(f"{said} would tell of a --checkpoint, and none is scored")
     if scored.gallery is None and index != "auto":
         raise UsageError("--index is how a --gallery is searched, and none is scored")
+    if scored.model is None and precision != "fp32":
+        raise UsageError("--precision is the flavour of a --model, and none is scored")
 
 
 def check_files(written: Written, data: Path | None) -> None:

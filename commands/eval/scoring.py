@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from reidserve.commands.console import DONE, FAILED, Device, Index, Json, Pattern, quiet_grpc
+from reidserve.commands.console import DONE, FAILED, Device, Index, Json, Pattern, Precision, quiet_grpc
 from reidserve.commands.eval.fit import check_files, check_fit, check_told
 from reidserve.commands.eval.material import Scene, check_material, compare_models, compare_sources, read_material
 from reidserve.commands.eval.options import Ruled, Scored, Told, Varied, Written
@@ -23,6 +23,7 @@ from reidserve.errors import UsageError
 if TYPE_CHECKING:
     from reidserve.commands.eval.material import Material
     from reidserve.embed import Device as EmbedDevice
+    from reidserve.embed import Precision as EmbedPrecision
     from reidserve.index import IndexKind
 
 
@@ -38,6 +39,7 @@ def score(
     varied: Varied = Varied(),  # noqa: B008
     told: Told = Told(),  # noqa: B008
     written: Written = Written(),  # noqa: B008
+    precision: Precision = "fp32",
     device: Device = "cpu",
     index: Index = "auto",
     json: Json = False,
@@ -55,6 +57,7 @@ def score(
             or a .npz with query_features, query_pids, query_camids and gallery_*, of anyone's model.
         query_crops: In place of a dataset: the folder of queries.
         gallery_crops: In place of a dataset: the folder of gallery crops.
+        device: What runs the model; a checkpoint runs in torch, on the GPU where this is one of the GPU's.
     """
     quiet_grpc()
     check_files(written, data)
@@ -63,15 +66,24 @@ def score(
     if data is not None and data.suffix == ".npz":
         if scored.anything or query_crops or gallery_crops or pattern or ruled.multi_query or varied.flip:
             raise UsageError(f"{data} holds features: models, crops, --multi-query and --flip have no use for them")
-        check_told(told, scored, index)
+        check_told(told, scored, index, precision)
         scene = _score_features(data, ruled, varied, written)
     else:
         if not scored.anything:
             scored = replace(scored, model=Path("model"))
-        check_told(told, scored, index)
+        check_told(told, scored, index, precision)
         material = read_material(data, query_crops, gallery_crops, pattern, ruled)
         check_fit(material.protocol, ruled, scored, varied, written)
-        scene = _score_crops(material, scored, varied, told, device=device, index=index, max_rank=written.max_rank)
+        scene = _score_crops(
+            material,
+            scored,
+            varied,
+            told,
+            precision=precision,
+            device=device,
+            index=index,
+            max_rank=written.max_rank,
+        )
     document = make_document(scene, seed=ruled.seed, max_rank=written.max_rank)
     wrote = write_files(written, scene, document)
     failures = list(dict.fromkeys(failure for stage in scene.stages for failure in stage.failures))
@@ -101,6 +113,7 @@ def _score_crops(
     varied: Varied,
     told: Told,
     *,
+    precision: "EmbedPrecision",
     device: "EmbedDevice",
     index: "IndexKind",
     max_rank: int,
@@ -114,7 +127,7 @@ def _score_crops(
     if scored.checkpoint is not None:
         stages.append(score_checkpoint(scored.checkpoint, told, material, varied, device=device))
     if scored.model is not None:
-        artifact = score_artifact(scored.model, material, varied, device=device)
+        artifact = score_artifact(scored.model, material, varied, precision=precision, device=device)
         stages.append(artifact)
         if scored.gallery is not None:
             stages.append(score_gallery(scored.gallery, artifact, protocol, kind=index, max_rank=max_rank))

@@ -5,16 +5,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from reidserve.commands.console import progress
+from reidserve.commands.console import progress, warn_engine
 from reidserve.commands.eval.material import Material
 from reidserve.commands.eval.options import Told, Varied
 from reidserve.errors import EvaluationError, RequestError
 
 if TYPE_CHECKING:
     from reidserve.client import Client
-    from reidserve.embed import Device
+    from reidserve.embed import Device, Precision
     from reidserve.evaluate import CropEmbedder, Embedded, Evaluation, Labelled
     from reidserve.evaluate.protocols import Protocol
     from reidserve.evaluate.report import Subject
@@ -56,7 +56,7 @@ def score_checkpoint(path: Path, told: Told, material: Material, varied: Varied,
     told_of_network = {name: value for name, value in said.items() if name not in _FEEDING}
     read = read_checkpoint(path, **told_of_network, resize=told.resize)
     feeding = make_feeding({name: said[name] for name in _FEEDING}, told=read.feeding)
-    embedder = TorchEmbedder(read, feeding, device=device)
+    embedder = TorchEmbedder(read, feeding, device=_torch_device(device))
     facts = {
         "engine": embedder.engine,
         "network": f"{read.architecture.name} ({read.dialect})",
@@ -66,11 +66,21 @@ def score_checkpoint(path: Path, told: Told, material: Material, varied: Varied,
     return _score_embedder("checkpoint", facts, embedder, material, varied)
 
 
-def score_artifact(path: Path, material: Material, varied: Varied, *, device: "Device") -> Stage:
+def _torch_device(device: "Device") -> Literal["cpu", "cuda"]:
+    """Where torch runs a checkpoint beside a model on this device."""
+    from reidserve.embed.onnx_session import sees_cuda
+
+    return "cuda" if device in ("cuda", "tensorrt") or (device == "auto" and sees_cuda()) else "cpu"
+
+
+def score_artifact(
+    path: Path, material: Material, varied: Varied, *, precision: "Precision", device: "Device"
+) -> Stage:
     """An artifact on an engine."""
     from reidserve.embed import open_embedder
 
-    embedder = open_embedder(path, device=device)
+    embedder = open_embedder(path, precision=precision, device=device)
+    warn_engine(embedder.engine, unverified=embedder.unverified)
     contract = embedder.contract
     facts = {
         "engine": embedder.engine,

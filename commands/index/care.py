@@ -12,9 +12,11 @@ from reidserve.commands.console import (
     Device,
     Index,
     Json,
+    Precision,
     print_facts,
     print_json,
     progress,
+    warn_engine,
     warn_lines,
     write_bytes,
 )
@@ -83,6 +85,7 @@ def verify(
     *,
     repair: Annotated[bool, Parameter(negative="")] = False,
     model: Annotated[Path | None, Parameter(show_default=False)] = None,
+    precision: Precision = "fp32",
     device: Device = "cpu",
     json: Json = False,
 ) -> int:
@@ -105,7 +108,9 @@ def verify(
 
     if model is not None and not repair:
         raise UsageError("--model is for --repair")
-    embedder = None if model is None else open_embedder(model, device=device)
+    embedder = None if model is None else open_embedder(model, precision=precision, device=device)
+    if embedder is not None:
+        warn_engine(embedder.engine, device=device, unverified=embedder.unverified)
     with progress("verifying") as advance:
         found = verify_gallery(gallery, progress=advance)
     done = Repair()

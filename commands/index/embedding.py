@@ -17,10 +17,13 @@ from reidserve.commands.console import (
     Json,
     Memory,
     Pattern,
+    Precision,
     print_facts,
     print_json,
     progress,
+    warn_engine,
     warn_failures,
+    warn_lines,
 )
 from reidserve.commands.index.facts import (
     Camid,
@@ -34,6 +37,7 @@ from reidserve.errors import UsageError
 
 if TYPE_CHECKING:
     from reidserve.datasets import Crop
+    from reidserve.embed import Embedder
     from reidserve.index import BuildReport
 
 
@@ -44,6 +48,7 @@ def build(
     out: Annotated[Path | None, Parameter(show_default=False)] = None,
     pattern: Pattern = None,
     layout: Literal["auto", "market1501", "dukemtmc", "cuhk03np", "veri776", "folders"] = "auto",
+    precision: Precision = "fp32",
     device: Device = "cpu",
     prune: Annotated[bool, Parameter(negative="")] = False,
     force: Annotated[bool, Parameter(negative="")] = False,
@@ -73,14 +78,14 @@ def build(
     found = read_crops(crops, pattern=pattern, layout=layout)
     out = out if out is not None else Path(f"{crops.resolve().name.removesuffix('.csv')}.gallery")
     root = crops if crops.is_dir() else crops.parent
-    embedder = open_embedder(model, device=device)
+    embedder = open_embedder(model, precision=precision, device=device)
     with progress("embedding") as advance:
         report = build_gallery(
             found, root, out, embedder, prune=prune, force=force, max_memory=max_memory, progress=advance
         )
     gone = "" if prune or not report.gone else f" ({report.gone} entries are no longer among the images: --prune)"
     return _tell(
-        {"gallery": path_to_text(out), "identity": embedder.contract.identity},
+        {"gallery": path_to_text(out), **_told_of(embedder, out)},
         report,
         {"removed": f"{report.removed}{gone}", "labels": _labels(found)},
         json=json,
@@ -98,6 +103,7 @@ def add(
     attributes: Set = None,
     name: Annotated[str | None, Parameter(name="--id", show_default=False)] = None,
     root: Annotated[Path | None, Parameter(show_default=False)] = None,
+    precision: Precision = "fp32",
     device: Device = "cpu",
     max_memory: Memory = None,
     json: Json = False,
@@ -124,19 +130,27 @@ def add(
         raise UsageError("--id names one image, without --root")
     moment, said = read_moment(timestamp), read_attributes(attributes)
     names = [name] if name is not None else _ids(paths, gallery, root)
-    embedder = open_embedder(model, device=device)
+    embedder = open_embedder(model, precision=precision, device=device)
     items = [
         Item(path, Entry(name, pid, camid, moment, path_to_text(path.absolute()), said))
         for path, name in zip(paths, names, strict=True)
     ]
     with progress("embedding") as advance:
         report = add_images(items, gallery, embedder, max_memory=max_memory, progress=advance)
-    facts = {"gallery": path_to_text(gallery), "identity": embedder.contract.identity, "ids": names}
+    facts = {"gallery": path_to_text(gallery), **_told_of(embedder, gallery), "ids": names}
     shown = names[:SHOWN_FAILURES] + ["..."] * (len(names) > SHOWN_FAILURES)
     return _tell(facts, report, {"ids": ", ".join(shown)}, json=json)
 
 
-def rebuild(gallery: Path, *, model: Path, out: Path, device: Device = "cpu", json: Json = False) -> int:
+def rebuild(
+    gallery: Path,
+    *,
+    model: Path,
+    out: Path,
+    precision: Precision = "fp32",
+    device: Device = "cpu",
+    json: Json = False,
+) -> int:
     """Embed a gallery's images again with another model, into a new gallery, while the old one goes on serving.
 
     Every entry must have its image where it was, unchanged; those that have not are listed, the exit code is 1, and the
@@ -153,14 +167,33 @@ def rebuild(gallery: Path, *, model: Path, out: Path, device: Device = "cpu", js
     from reidserve.embed import open_embedder
     from reidserve.index import rebuild_gallery
 
-    embedder = open_embedder(model, device=device)
+    embedder = open_embedder(model, precision=precision, device=device)
     with progress("embedding") as advance:
         report = rebuild_gallery(gallery, out, embedder, progress=advance)
     state = "finished"
     if report.failures:
         state = "unfinished: put these images back or remove the entries from the old gallery, then run this again"
-    facts = {"gallery": path_to_text(out), "rebuilt": path_to_text(gallery), "identity": embedder.contract.identity}
+    facts = {"gallery": path_to_text(out), "rebuilt": path_to_text(gallery), **_told_of(embedder, out)}
     return _tell({**facts, "finished": not report.failures}, report, {"rebuild": state}, json=json)
+
+
+def _told_of(embedder: "Embedder", gallery: Path) -> dict[str, object]:
+    """What embedded; a gallery that another engine began, and an engine that is unverified, are warned of."""
+    from reidserve.datasets import path_to_text
+    from reidserve.index.storage.store import open_store
+
+    with closing(open_store(gallery)) as store:
+        began = store.origin.engine
+    if began != embedder.engine:
+        warn_lines(
+            [
+                f"{path_to_text(gallery)} was begun by {began}, this is {embedder.engine}: scores of the two differ "
+                "a little from those of one engine"
+            ]
+        )
+    warn_engine(embedder.engine, unverified=embedder.unverified)
+    identity = embedder.contract.identity
+    return {"identity": identity, "engine": embedder.engine, "unverified": embedder.unverified}
 
 
 def _tell(facts: Mapping[str, object], report: "BuildReport", more: Mapping[str, object], *, json: bool) -> int:
@@ -177,7 +210,7 @@ def _tell(facts: Mapping[str, object], report: "BuildReport", more: Mapping[str,
                 "reused": f"{report.reused} (the embedding of an equal image)",
                 **more,
                 "left out": len(report.failures),
-                "model": str(facts["identity"])[:12],
+                "model": f"{str(facts['identity'])[:12]} on {facts['engine']}",
             }
         )
     return FAILED if report.failures else DONE

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from reidserve.commands.console import Device, Index, Json, print_json, warn_lines
+from reidserve.commands.console import Device, Index, Json, Precision, print_json, warn_engine, warn_lines
 from reidserve.commands.hits import hit_facts, print_hits
 from reidserve.commands.where import Where, read_where
 
@@ -19,6 +19,7 @@ def search(
     top_k: int = 10,
     where: Where = None,
     kind: Index = "auto",
+    precision: Precision = "fp32",
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
@@ -39,7 +40,8 @@ def search(
         snapshot = read_snapshot(gallery, kind=kind)
         ranking = snapshot.search_entry(query, top_k=top_k, where=condition)
     else:
-        embedder = open_embedder(model, device=device)
+        embedder = open_embedder(model, precision=precision, device=device)
+        warn_engine(embedder.engine, device=device, unverified=embedder.unverified)
         snapshot = read_snapshot(gallery, identity=embedder.contract.identity, kind=kind)
         image = embedder.embed_encoded([read_image(Path(query))])
         ranking = snapshot.search(image, top_k=top_k, where=condition)

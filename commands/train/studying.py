@@ -46,7 +46,7 @@ def study(
         set_: A setting of every variant that does not change it itself, such as device=cuda or adapt.eps=0.4.
         out: The folder of all studies.
     """
-    from reidserve.export.checkpoints.files import write_whole
+    from reidserve.export.files import write_whole
     from reidserve.export.study import (
         STUDIES,
         Listener,

@@ -912,19 +912,25 @@ class Model(_message.Message):
 
     IDENTITY_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    UNVERIFIED_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     """sha256 that names the embedding function; embeddings of one identity may be compared."""
     engine: _builtins.str
     """Flavour and engine, such as "fp32/onnxruntime-cpu"."""
+    unverified: _builtins.bool
+    """The engine computes a flavour that was not held to fp32 on data: rankings may be worse than the model's. Of a
+    gallery's model it is not set.
+    """
     def __init__(
         self,
         *,
         identity: _builtins.str = ...,
         engine: _builtins.str = ...,
+        unverified: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "identity", b"identity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "identity", b"identity", "unverified", b"unverified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
