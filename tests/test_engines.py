@@ -254,8 +254,8 @@ def test_commands_say_which_engine_they_came_to_and_that_it_is_unverified(flavou
     assert json.loads(added.stdout)["engine"] == "fp32/onnxruntime-cpu"
     assert "was begun by int8/onnxruntime-cpu, this is fp32/onnxruntime-cpu" in added.stderr
     assert "unverified" not in added.stderr
-    asked = ("--model", flavoured, "--precision", "fp16", "--device", "auto", "--json")
-    found = run_command("reid-index", "search", next(crops.iterdir()), "--gallery", gallery, *asked)
+    auto = ("--model", flavoured, "--precision", "fp16", "--device", "auto", "--json")
+    found = run_command("reid-index", "search", next(crops.iterdir()), "--gallery", gallery, *auto)
     assert json.loads(found.stdout)["hits"][0]["score"] == pytest.approx(1, abs=1e-2)
     assert "--device auto came to fp16/" in found.stderr
     scored = run_command("reid-eval", crops, "--server", "127.0.0.1:1", "--precision", "int8")
