@@ -15,14 +15,13 @@ from reidserve.embed import Batch, Embedding, decode
 from reidserve.errors import ArtifactError, EmbeddingError, EvaluationError
 from reidserve.evaluate import digest_labels, labels_of
 from reidserve.evaluate.comparison import bootstrap
+from reidserve.export.derive.record import decode_record, encode_record
 from reidserve.export.parity import (
     DEFAULT_BOUNDS,
     Bounds,
     Candidate,
     Parity,
     Row,
-    decode_parity,
-    encode_parity,
     measure,
     table_lines,
 )
@@ -142,7 +141,7 @@ def test_two_runs_are_equal_bytes_and_another_seed_moves_the_interval_alone(imag
         measure(reference(), [candidate(embeddings(0.3))], queries(images), entries(images), samples=500, seed=seed)
         for seed in (0, 0, 1)
     ]
-    assert encode_parity(every[0]) == encode_parity(every[1]) != encode_parity(every[2])
+    assert encode_record((every[0],)) == encode_record((every[1],)) != encode_record((every[2],))
     assert every[0].rows[1].change == every[2].rows[1].change
 
 
@@ -334,16 +333,17 @@ def test_progress_goes_through_all_models_to_the_end(images: Path):
 
 def test_a_record_reads_back_and_is_read_strictly(images: Path):
     found = measure(reference(), [candidate(embeddings(0.3))], queries(images), entries(images), samples=100)
-    data = encode_parity(found)
-    assert decode_parity(data) == found
-    assert encode_parity(decode_parity(data)) == data
+    data = encode_record((found,))
+    assert data is not None
+    assert decode_record(data) == (found,)
+    assert encode_record(decode_record(data)) == data
     assert str(images).encode() not in data
-    raw = msgspec.json.decode(data)
+    (raw,) = msgspec.json.decode(data)
     for broken in ({**raw, "more": 1}, {**raw, "format": 2}, {**raw, "rows": [{**raw["rows"][0], "more": 1}]}):
         with pytest.raises(ArtifactError, match="parity.json does not read"):
-            decode_parity(msgspec.json.encode(broken))
+            decode_record(msgspec.json.encode([broken]))
     with pytest.raises(ArtifactError, match="parity.json does not read"):
-        decode_parity(data[:-10])
+        decode_record(data[:-10])
 
 
 def test_the_table_shows_each_row_and_why_it_is_refused():

@@ -2,7 +2,7 @@
 
 from reidserve.export.parity.bounds import DEFAULT_BOUNDS, Bounds
 from reidserve.export.parity.gate import Candidate, measure
-from reidserve.export.parity.record import Parity, Row, decode_parity, encode_parity
+from reidserve.export.parity.record import Parity, Row
 from reidserve.export.parity.table import table_lines
 
 __all__ = [
@@ -11,8 +11,6 @@ __all__ = [
     "Candidate",
     "Parity",
     "Row",
-    "decode_parity",
-    "encode_parity",
     "measure",
     "table_lines",
 ]

@@ -5,8 +5,7 @@ from typing import Literal
 import msgspec
 
 from reidserve.embed import Check, Precision
-from reidserve.embed.contract import PARITY_FILE
-from reidserve.errors import ArtifactError, EvaluationError
+from reidserve.errors import EvaluationError
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,20 +112,3 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             high=row.high,
             bound=row.bound,
         )
-
-
-def encode_parity(parity: Parity) -> bytes:
-    """The record as indented JSON with sorted keys: equal records are equal bytes."""
-    return msgspec.json.format(msgspec.json.encode(parity, order="sorted"), indent=2) + b"\n"
-
-
-def decode_parity(data: bytes) -> Parity:
-    """Read a record strictly.
-
-    Raises:
-        ArtifactError: not JSON, or a field too many, too few or of another kind.
-    """
-    try:
-        return msgspec.json.decode(data, type=Parity)
-    except msgspec.DecodeError as error:
-        raise ArtifactError(f"{PARITY_FILE} does not read: {error}") from error
