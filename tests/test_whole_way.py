@@ -40,9 +40,12 @@ def test_torch_artifact_and_server_score_the_same_on_real_photographs(shared: Pa
     photographs = shared / "data/vehicles/images/test"
     crops = read_crops(photographs, pattern=PATTERN)
     architecture = Architecture(backbone="resnet50", ibn="a", classes=60)
-    write_checkpoint(
-        tmp_path / "c.safetensors", lively_network(architecture), Feed(height=256, width=128).to_metadata()
-    )
+    network = lively_network(architecture)
+    # Fifty layers of drawn weights make another ranking of a pixel's last digit; a trained network's branches add little.
+    for name, parameter in network.named_parameters():
+        if name.endswith("bn3.weight"):
+            parameter.data *= 0.1
+    write_checkpoint(tmp_path / "c.safetensors", network, Feed(height=256, width=128).to_metadata())
     exported = run_command("reid-export", "--checkpoint", tmp_path / "c.safetensors", "--out", tmp_path / "model")
     assert exported.returncode == 0, exported.stderr
 
