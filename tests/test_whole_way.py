@@ -41,7 +41,7 @@ def test_torch_artifact_and_server_score_the_same_on_real_photographs(shared: Pa
     crops = read_crops(photographs, pattern=PATTERN)
     architecture = Architecture(backbone="resnet50", ibn="a", classes=60)
     network = lively_network(architecture)
-    # Fifty layers of drawn weights make another ranking of a pixel's last digit; a trained network's branches add little.
+    # Fifty layers of drawn weights make another ranking of a last digit; a trained network's branches add little.
     for name, parameter in network.named_parameters():
         if name.endswith("bn3.weight"):
             parameter.data *= 0.1
