@@ -465,9 +465,16 @@ def test_a_plan_is_proven_by_itself_and_served(with_plan: Path, model: Path, ver
     np.testing.assert_allclose(np.vecdot(embedder.embed_encoded(images), plain), 1, atol=1e-3)
 
 
-def test_a_plan_goes_with_the_graph_that_it_was_compiled_from(with_plan: Path, verification: Verification):
+def test_a_plan_that_is_there_is_not_built_for_nothing(with_plan: Path, tmp_path: Path):
+    timings = tmp_path / "timings"
     with pytest.raises(OutputExistsError, match=r"has model.fp16.*plan already: make it again with --force"):
-        derive_plan(with_plan, "fp16", batches=[1])
+        derive_plan(with_plan, "fp16", batches=[1], timing_cache=timings)
+    assert not timings.exists()
+    derive_plan(with_plan, "fp16", batches=[1], timing_cache=timings, force=True)
+    assert timings.exists()
+
+
+def test_a_plan_goes_with_the_graph_that_it_was_compiled_from(with_plan: Path, verification: Verification):
     assert "fp16/tensorrt" in read_artifact(with_plan).canaries.embeddings
     derive_plan(with_plan, "fp16", batches=[2], force=True)
     ((name, plan),) = read_artifact(with_plan).contract.plans.items()

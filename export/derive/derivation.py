@@ -28,7 +28,7 @@ from reidserve.export.derive.proof import (
 from reidserve.export.derive.record import encode_record, read_record, updated
 from reidserve.export.flavours import make_half
 from reidserve.export.parity import Parity
-from reidserve.export.plans import build_plan, plan_file
+from reidserve.export.plans import build_plan, find_builder, plan_file
 
 Progress = Callable[[int, int], None]
 Target = Literal["cpu", "tensorrt"]
@@ -112,11 +112,11 @@ def derive_plan(
     """
     artifact = read_artifact(folder)
     graph = graph_of(artifact.contract, precision=precision, device="tensorrt")
+    name = plan_file(precision, find_builder().gpu)
+    check_new(artifact, [name], force=force)
     data, plan = build_plan(
         (folder / graph).read_bytes(), name=graph, precision=precision, batches=batches, timing_cache=timing_cache
     )
-    name = plan_file(precision, plan.gpu)
-    check_new(artifact, [name], force=force)
     addition = Addition(precision=precision, data={name: data}, plans={name: replace(plan, unverified=True)})
     return _put_beside(artifact, addition, verification, [], progress)
 

@@ -1,5 +1,5 @@
 """TensorRT plans: a graph of the contract, compiled for the GPU that is here. Never inside a request."""
 
-from reidserve.export.plans.build import build_plan, plan_file
+from reidserve.export.plans.build import build_plan, find_builder, plan_file
 
-__all__ = ["build_plan", "plan_file"]
+__all__ = ["build_plan", "find_builder", "plan_file"]

@@ -39,7 +39,7 @@ def build_plan(
     batches = tuple(sorted(set(batches)))
     if fault := faulty_batches(batches):
         raise ExportError(fault)
-    here, before = _platform(), read_timings(timing_cache)
+    here, before = find_builder(), read_timings(timing_cache)
     with _complaints() as complaints:
         try:
             plan, timings = _compile(graph, batches, before)
@@ -59,7 +59,12 @@ def build_plan(
     )
 
 
-def _platform() -> Platform:
+def find_builder() -> Platform:
+    """What a plan would be built by and for here.
+
+    Raises:
+        ExportError: there is no GPU, or TensorRT or Polygraphy is not installed.
+    """
     try:
         import polygraphy  # noqa: F401 — only whether it is there
 
