@@ -138,6 +138,16 @@ def test_the_untrained_network_comes_first():
     assert entries(STUDIES["tricks"], rows)[0].ours[0] == "10.0"
 
 
+def test_what_pretrained_weights_are_worth_stands_beside_lines_of_the_same_test_alone():
+    before = "before training, from pretrained weights"
+    for name, tested in (("tricks", "ordinary"), ("transfer", "other")):
+        control = STUDIES[name].control.name
+        logged = [replace(TRICKS, study=name, variant=control, epoch=epoch, mAP=0.4) for epoch in (0, 10)]
+        scored = replace(TRICKS, study=name, variant=control, tested=tested, mAP=0.5)
+        found = [entry.name for entry in entries(STUDIES[name], [*logged, scored])]
+        assert (before in found) == (name == "tricks")  # transfer's own domain is what its runs log, not what it shows
+
+
 def test_a_trend_is_a_difference_beyond_the_spread_of_either():
     assert trend([0.7, 0.74], [0.8, 0.82]) == -1
     assert trend([0.7, 0.71], [0.7, 0.82]) == 0
