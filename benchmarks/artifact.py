@@ -61,7 +61,6 @@ from reidserve.embed.onnx_session import OnnxSession
 from reidserve.export.checkpoints import Checkpoint, Feed, read_checkpoint, write_checkpoint
 from reidserve.export.convert import Feeding, wrap
 from reidserve.export.convert.feeding import feed_by_hand
-from reidserve.export.convert.fold import fold
 from reidserve.export.convert.from_checkpoint import export_checkpoint, trace
 from reidserve.export.flavours.half import make_half
 from reidserve.export.flavours.integer import make_integer
@@ -73,7 +72,7 @@ BOUNDED_BATCH = 8
 INT8_OVER_FP32 = 3.0
 """Least images/s of the best int8 on a processor over those of ONNX Runtime in fp32."""
 FP32_OVER_EAGER = 1.6
-"""Least images/s of ONNX Runtime in fp32 over those of torch eager."""
+"""Least images/s of the best engine in fp32 on a processor over those of torch eager."""
 
 COSINES: Mapping[Precision, float] = {"fp32": 0.99999, "fp16": 0.999, "int8": 0.95}
 """Least cosine of an image's embedding with the one by REFERENCE."""
@@ -81,7 +80,7 @@ COSINES: Mapping[Precision, float] = {"fp32": 0.99999, "fp16": 0.999, "int8": 0.
 REFERENCE, EAGER = "fp32/onnxruntime-cpu", "fp32/torch-cpu"
 ONE_THREAD = f"{EAGER}, 1 thread"
 """Beside anything else that runs, threads of torch that wait for each other are slower than one."""
-UNFOLDED, NORMS_APART = f"{REFERENCE}, unfolded", f"{REFERENCE}, IBN unfolded"
+UNFOLDED = f"{REFERENCE}, unfolded"
 
 BRANCH = 0.1
 """How much of its branch a block adds: of whole branches, fifty layers of random weights turn rounding into noise."""
@@ -201,25 +200,28 @@ def compare(
 def ratios_of(turns: "Turns", size: int) -> Figures:
     """Images/s over images/s at one batch size; what cannot be said of these contenders is left out."""
     names = turns.names
-    int8 = {name: turns.ratio(name, REFERENCE, size) for name in names if is_int8_of_processor(name)}
-    others = {
-        "fp32_over_eager": [EAGER, ONE_THREAD],
-        "folded_over_unfolded": [UNFOLDED],
-        "IBN_folded_over_not": [NORMS_APART],
+    int8 = {name: turns.ratio(name, REFERENCE, size) for name in names if is_of_processor(name, "int8")}
+    fp32 = {
+        name: min(turns.ratio(name, torch, size) for torch in (EAGER, ONE_THREAD))
+        for name in names
+        if EAGER in names and is_of_processor(name, "fp32")
     }
-    return {
-        "ratios_at_batch": size,
-        **({"int8_over_fp32": max(int8.values()), "best_int8": max(int8, key=lambda name: int8[name])} if int8 else {}),
-        **{
-            title: min(turns.ratio(REFERENCE, other, size) for other in compared)
-            for title, compared in others.items()
-            if compared[0] in names
-        },
-    }
+    ratios = {"ratios_at_batch": size} | best(int8, "int8", over="fp32") | best(fp32, "fp32", over="eager")
+    if UNFOLDED in names:
+        ratios["folded_over_unfolded"] = turns.ratio(REFERENCE, UNFOLDED, size)
+    return ratios
 
 
-def is_int8_of_processor(name: str) -> bool:
-    return name.startswith("int8/") and name.endswith("-cpu")
+def best(ratios: Mapping[str, float], what: str, *, over: str) -> Figures:
+    """The largest ratio and whose it is; nothing where there is none."""
+    if not ratios:
+        return {}
+    return {f"{what}_over_{over}": max(ratios.values()), f"best_{what}": max(ratios, key=lambda name: ratios[name])}
+
+
+def is_of_processor(name: str, precision: Precision) -> bool:
+    """Whether a contender is an engine of this precision on the CPU; torch is none."""
+    return name.startswith(f"{precision}/") and name.endswith("-cpu") and name != EAGER
 
 
 def within_bounds(ratios: Figures) -> bool:
@@ -323,7 +325,7 @@ def embedders(artifact: Artifact) -> dict[str, Embed]:
 
 
 def in_torch(checkpoint: Checkpoint, artifact: Artifact) -> dict[str, Embed]:
-    """The network in torch eager, and its graph as torch writes it and with the norms of IBN left as they are."""
+    """The network in torch eager, and its graph as torch writes it."""
     contract = artifact.contract
     traced = wrap(
         trace(checkpoint.network, height=contract.height, width=contract.width),
@@ -333,12 +335,10 @@ def in_torch(checkpoint: Checkpoint, artifact: Artifact) -> dict[str, Embed]:
         dim=contract.dim,
         preprocessing=contract.preprocessing,
     )
-    graphs = {UNFOLDED: traced, NORMS_APART: fold(traced, halves=False).graph}
-    sessions = {name: OnnxSession(graph.SerializeToString()) for name, graph in graphs.items()}
     return {
         EAGER: eager(checkpoint.network, contract.preprocessing, threads=len(os.sched_getaffinity(0))),
         ONE_THREAD: eager(checkpoint.network, contract.preprocessing, threads=1),
-        **{name: Embedder(contract, session).embed for name, session in sessions.items()},
+        UNFOLDED: Embedder(contract, OnnxSession(traced.SerializeToString())).embed,
     }
 
 

@@ -26,7 +26,7 @@ KEPT = HERE.parent / "build" / "bench.json"
 PLACE = re.compile(r"(<!-- bench -->\n).*?(<!-- end -->)", re.DOTALL)
 
 MAIN: Mapping[str, Sequence[str]] = {
-    "artifact": ("best_int8", "int8_over_fp32", "fp32_over_eager", "folded_over_unfolded", "IBN_folded_over_not"),
+    "artifact": ("best_int8", "int8_over_fp32", "best_fp32", "fp32_over_eager", "folded_over_unfolded"),
     "crash": ("kills", "acknowledged", "inside", "outside"),
     "evaluate": ("evaluate_over_product", "rerank_over_products", "market1501_evaluate_extra_MB"),
     "gallery": ("one_query_over_product", "recall_at_10", "batch_product_over_exact", "build_over_bare"),

@@ -25,13 +25,13 @@ class _Affine:
     shift: Numbers
 
 
-def fold_affine(draft: Draft, shapes: Mapping[str, Shape], *, halves: bool) -> None:
+def fold_affine(draft: Draft, shapes: Mapping[str, Shape]) -> None:
     """Put every chain of norms and constant factors into the weights before it, or make it one Mul and Add."""
     chains = [chain for node in draft.nodes if (chain := _chain_from(draft, node, shapes))]
     for chain in chains:
         nodes, affines = zip(*chain, strict=True)
         whole = _compose(affines)
-        if _absorb(draft, whole, halves=halves):
+        if _absorb(draft, whole):
             giver = draft.giver(whole.source)
             assert giver is not None
             giver.output[:] = [nodes[-1].output[0] if name == whole.source else name for name in giver.output]
@@ -115,29 +115,12 @@ def _compose(affines: Sequence[_Affine]) -> _Affine:
     return _Affine(affines[0].source, scale, shift)
 
 
-def _absorb(draft: Draft, affine: _Affine, *, halves: bool) -> bool:
+def _absorb(draft: Draft, affine: _Affine) -> bool:
     """Put scale and shift into the rows of the weights that give the affine's source; whether that could be done."""
     giver = draft.giver(affine.source)
     if giver is None or draft.sole_reader(affine.source) is None:
         return False
-    if giver.op_type == "Split" and halves:
-        return _absorb_through_split(draft, giver, affine)
     return giver.op_type in ("Conv", "Gemm") and _scale_rows(draft, giver, affine.scale, affine.shift)
-
-
-def _absorb_through_split(draft: Draft, split: onnx.NodeProto, affine: _Affine) -> bool:
-    """Put the BatchNorm of one half of the channels, as in IBN-a, into the convolution before the split."""
-    convolution = draft.giver(split.input[0])
-    sizes = draft.constants.get(split.input[1]) if len(split.input) > 1 else None
-    if convolution is None or convolution.op_type != "Conv" or sizes is None or attributes_of(split).get("axis") != 1:
-        return False
-    if draft.sole_reader(split.input[0]) is None:
-        return False
-    place = list(split.output).index(affine.source)
-    rows = slice(int(sizes[:place].sum()), int(sizes[: place + 1].sum()))
-    scale, shift = np.ones(sizes.sum()), np.zeros(sizes.sum())
-    scale[rows], shift[rows] = affine.scale, affine.shift
-    return _scale_rows(draft, convolution, scale, shift)
 
 
 def _scale_rows(draft: Draft, node: onnx.NodeProto, scale: Numbers, shift: Numbers) -> bool:
