@@ -3,6 +3,7 @@
 import ctypes
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -35,8 +36,10 @@ class OnnxSession:
     """A graph run by ONNX Runtime on the device that was asked for, or not at all.
 
     On the CPU nothing is padded and the threads do not spin while idle, so the decoding threads beside them get
-    the cores; what it has no half-precision kernel for it computes in float32. CUDA computes float32 graphs in full
-    float32, in batches of BUCKETS, all of which are warm before the session is returned.
+    the cores; what it has no half-precision kernel for it computes in float32. Of a batch each core computes an equal
+    share by itself, since cores that share one operator wait for each other at its end; what cannot be shared equally
+    is computed by all of them together. CUDA computes float32 graphs in full float32, in batches of BUCKETS, all of
+    which are warm before the session is returned.
 
     Attributes:
         engine: such as "fp32/onnxruntime-cpu".
@@ -50,12 +53,17 @@ class OnnxSession:
     """
 
     def __init__(self, model: bytes, *, device: Literal["cpu", "cuda"] = "cpu", precision: Precision = "fp32") -> None:
-        self._session = _open(model, device)
+        cores = len(os.sched_getaffinity(0))
+        self._session = _open(model, device, threads=cores)
         self.engine = f"{precision}/onnxruntime-{device}"
         self.max_batch = _MAX_BATCH[device]
         self.inputs = [(node.name, node.shape, node.type) for node in self._session.get_inputs()]
         self.outputs = [(node.name, node.shape, node.type) for node in self._session.get_outputs()]
         self._in_buckets = device == "cuda"
+        self._cores = 1 if self._in_buckets else cores
+        if self._cores > 1:
+            self._one_thread = _open(model, device, threads=1)
+            self._pool = ThreadPoolExecutor(cores, thread_name_prefix="onnxruntime")
         if self._in_buckets:
             self._warm()
 
@@ -66,13 +74,23 @@ class OnnxSession:
             EmbeddingError: the engine failed, for want of memory say.
         """
         try:
-            output = self._run_bucket(batch) if self._in_buckets else self._run(batch)
+            output = self._run_bucket(batch) if self._in_buckets else self._run_shares(batch)
         except Exception as error:
             raise EmbeddingError(f"the engine failed on {len(batch)} images: {_first_line(error)}") from error
         return cast(NDArray[np.float32], output)
 
-    def _run(self, batch: NDArray[Any]) -> Any:  # noqa: ANN401  # onnxruntime has no types
-        (output,) = self._session.run([self.outputs[0][0]], {self.inputs[0][0]: batch})
+    def _run_shares(self, batch: NDArray[Any]) -> NDArray[Any]:
+        shared = len(batch) - len(batch) % self._cores
+        if self._cores == 1 or not shared:
+            return self._run(self._session, batch)
+        shares = np.split(batch[:shared], self._cores)
+        outputs = list(self._pool.map(lambda share: self._run(self._one_thread, share), shares))
+        if shared < len(batch):
+            outputs.append(self._run(self._session, batch[shared:]))
+        return np.concatenate(outputs)
+
+    def _run(self, session: Any, batch: NDArray[Any]) -> Any:  # noqa: ANN401  # onnxruntime has no types
+        (output,) = session.run([self.outputs[0][0]], {self.inputs[0][0]: batch})
         return output
 
     def _run_bucket(self, batch: NDArray[Any]) -> Any:  # noqa: ANN401
@@ -110,7 +128,7 @@ def pad_batch(batch: NDArray[Any]) -> NDArray[Any]:
     return padded
 
 
-def _open(model: bytes, device: Literal["cpu", "cuda"]) -> Any:  # noqa: ANN401
+def _open(model: bytes, device: Literal["cpu", "cuda"], *, threads: int) -> Any:  # noqa: ANN401
     provider = _PROVIDERS[device]
     available = onnxruntime.get_available_providers()
     if provider not in available:
@@ -123,7 +141,7 @@ def _open(model: bytes, device: Literal["cpu", "cuda"]) -> Any:  # noqa: ANN401
         onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(
-            model, sess_options=_options(), providers=[(provider, dict(_PROVIDER_OPTIONS[device]))]
+            model, sess_options=_options(threads), providers=[(provider, dict(_PROVIDER_OPTIONS[device]))]
         )
     except Exception as error:
         raise ArtifactError(f"ONNX Runtime does not take the graph: {_first_line(error)}") from error
@@ -133,10 +151,10 @@ def _open(model: bytes, device: Literal["cpu", "cuda"]) -> Any:  # noqa: ANN401
     return session
 
 
-def _options() -> onnxruntime.SessionOptions:
+def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Batches vary in size, and the arena would keep the largest of every shape it ever saw.
     options.enable_cpu_mem_arena = False

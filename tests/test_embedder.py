@@ -54,6 +54,14 @@ def test_a_trained_network_embeds_to_the_same_bits_alone_and_in_any_batch(shared
     np.testing.assert_array_equal(embedder.embed(images[3:10]), together[3:10])
 
 
+@pytest.mark.parametrize("cores", [1, 3, 5])
+def test_what_cores_share_is_what_one_computes(embedder: Embedder, model: Path, batch, cores: int, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
+    session = OnnxSession((model / MODEL_FILE).read_bytes())
+    for count in (1, 2, 3, 8, 17):
+        np.testing.assert_array_equal(session(batch[:count]), embedder.embed(batch[:count]))
+
+
 def test_embeddings_are_rows_of_unit_length(embedder: Embedder, batch):
     embeddings = embedder.embed(batch)
     assert embeddings.dtype == np.float32
