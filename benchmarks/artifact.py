@@ -206,7 +206,7 @@ def ratios_of(turns: "Turns", size: int) -> Figures:
         for name in names
         if EAGER in names and is_of_processor(name, "fp32")
     }
-    ratios = {"ratios_at_batch": size} | best(int8, "int8", over="fp32") | best(fp32, "fp32", over="eager")
+    ratios: Figures = {"ratios_at_batch": size} | best(int8, "int8", over="fp32") | best(fp32, "fp32", over="eager")
     if UNFOLDED in names:
         ratios["folded_over_unfolded"] = turns.ratio(REFERENCE, UNFOLDED, size)
     return ratios

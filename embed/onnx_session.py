@@ -79,7 +79,7 @@ class OnnxSession:
             raise EmbeddingError(f"the engine failed on {len(batch)} images: {_first_line(error)}") from error
         return cast(NDArray[np.float32], output)
 
-    def _run_shares(self, batch: NDArray[Any]) -> NDArray[Any]:
+    def _run_shares(self, batch: NDArray[Any]) -> Any:  # noqa: ANN401  # onnxruntime has no types
         shared = len(batch) - len(batch) % self._cores
         if self._cores == 1 or not shared:
             return self._run(self._session, batch)
@@ -89,7 +89,7 @@ class OnnxSession:
             outputs.append(self._run(self._session, batch[shared:]))
         return np.concatenate(outputs)
 
-    def _run(self, session: Any, batch: NDArray[Any]) -> Any:  # noqa: ANN401  # onnxruntime has no types
+    def _run(self, session: Any, batch: NDArray[Any]) -> Any:  # noqa: ANN401
         (output,) = session.run([self.outputs[0][0]], {self.inputs[0][0]: batch})
         return output
 
