@@ -1,7 +1,6 @@
 """The ONNX Runtime session. Nothing else imports onnxruntime."""
 
 import ctypes
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
@@ -11,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from reidserve.embed.contract import Precision
+from reidserve.embed.cores import cores
 from reidserve.embed.images import Batch
 from reidserve.errors import ArtifactError, DeviceError, EmbeddingError
 
@@ -38,8 +38,9 @@ class OnnxSession:
     On the CPU nothing is padded and the threads do not spin while idle, so the decoding threads beside them get
     the cores; what it has no half-precision kernel for it computes in float32. Of a batch each core computes an equal
     share by itself, since cores that share one operator wait for each other at its end; what cannot be shared equally
-    is computed by all of them together. CUDA computes float32 graphs in full float32, in batches of BUCKETS, all of
-    which are warm before the session is returned.
+    is computed by all of them together; `whole` leaves batches whole, which shows whether a graph mixes the images of
+    one. CUDA computes float32 graphs in full float32, in batches of BUCKETS, all of which are warm before the session
+    is returned.
 
     Attributes:
         engine: such as "fp32/onnxruntime-cpu".
@@ -52,18 +53,25 @@ class OnnxSession:
         ArtifactError: ONNX Runtime does not take the graph.
     """
 
-    def __init__(self, model: bytes, *, device: Literal["cpu", "cuda"] = "cpu", precision: Precision = "fp32") -> None:
-        cores = len(os.sched_getaffinity(0))
-        self._session = _open(model, device, threads=cores)
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        device: Literal["cpu", "cuda"] = "cpu",
+        precision: Precision = "fp32",
+        whole: bool = False,
+    ) -> None:
+        threads = cores()
+        self._session = _open(model, device, threads=threads)
         self.engine = f"{precision}/onnxruntime-{device}"
         self.max_batch = _MAX_BATCH[device]
         self.inputs = [(node.name, node.shape, node.type) for node in self._session.get_inputs()]
         self.outputs = [(node.name, node.shape, node.type) for node in self._session.get_outputs()]
         self._in_buckets = device == "cuda"
-        self._cores = 1 if self._in_buckets else cores
+        self._cores = 1 if self._in_buckets or whole else threads
         if self._cores > 1:
             self._one_thread = _open(model, device, threads=1)
-            self._pool = ThreadPoolExecutor(cores, thread_name_prefix="onnxruntime")
+            self._pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxruntime")
         if self._in_buckets:
             self._warm()
 

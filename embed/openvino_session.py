@@ -1,6 +1,5 @@
 """The OpenVINO session. Nothing else imports openvino."""
 
-import os
 import sys
 import threading
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.embed.contract import Precision
+from reidserve.embed.cores import cores
 from reidserve.embed.images import Batch
 from reidserve.errors import ArtifactError, DeviceError, EmbeddingError
 
@@ -86,7 +86,7 @@ def _options() -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
+        "INFERENCE_NUM_THREADS": cores(),
         # Threads that are bound to their cores would wait there for those that decode.
         "ENABLE_CPU_PINNING": False,
     }

@@ -188,7 +188,7 @@ def test_the_command_exports_our_own_checkpoint_by_its_metadata(checkpoint: Path
     assert told["difference"] < 1e-6
     assert told["contract"]["network"]["flip"] is False
     assert sum(told["operators"]["before"].values()) == 107
-    assert sum(told["operators"]["after"].values()) == 75
+    assert sum(told["operators"]["after"].values()) == 81
     assert told["operators"]["after"]["Conv"] == 20
     preprocessing = told["contract"]["preprocessing"]
     assert preprocessing == {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "colour": "rgb"}
@@ -201,7 +201,7 @@ def test_the_command_averages_if_it_is_told_to_and_says_so(checkpoint: Path, tmp
     result = run_command("reid-export", *arguments)
     assert result.returncode == 0, result.stderr
     assert "512 dimensions, the mean of the crop and its mirror image" in result.stdout
-    assert "115 operators, 82 after folding" in result.stdout
+    assert "115 operators, 88 after folding" in result.stdout
     assert read_artifact(tmp_path / "model").contract.network.flip
 
 

@@ -45,7 +45,7 @@ def adopt(
     feature = _select_output(model, output)
     _check_input(model, feeding)
     try:
-        foreign = OnnxSession(model.SerializeToString())
+        foreign = OnnxSession(model.SerializeToString(), whole=True)
     except ArtifactError as error:
         raise ExportError(f"{path} does not run: {error}") from error
 

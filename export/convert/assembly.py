@@ -96,7 +96,7 @@ def assemble(
     with staged_artifact(out, force=force) as stage:
         write_file(stage / MODEL_FILE, model)
         try:
-            embedder = Embedder(_contract(blueprint, {MODEL_FILE: model}), OnnxSession(model))
+            embedder = Embedder(_contract(blueprint, {MODEL_FILE: model}), OnnxSession(model, whole=True))
             crops = draw_canaries(height=blueprint.feeding.height, width=blueprint.feeding.width)
             embeddings, difference = _prove(embedder, [*crops, *images], reference)
         except (ArtifactError, EmbeddingError) as error:
