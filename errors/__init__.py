@@ -140,6 +140,12 @@ class GalleryNotFoundError(QueryError):
     reason = "GALLERY_NOT_FOUND"
 
 
+class NoThresholdError(QueryError):
+    """Matches were asked for, and nobody calibrated the model's threshold."""
+
+    reason = "THRESHOLD_MISSING"
+
+
 class IncompleteRankingError(QueryError):
     """The whole gallery should be ranked, and its index answers the best hits only."""
 
@@ -171,15 +177,107 @@ class ServerError(ReidError):
 
 
 class OverloadedError(ServerError):
-    """More images are under way than the server admits."""
+    """More images are under way than the server admits.
+
+    Attributes:
+        retry_after: seconds after which there may be room.
+    """
 
     reason = "OVERLOADED"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class NotServingError(ServerError):
     """The server is still loading, or is draining."""
 
     reason = "NOT_SERVING"
+
+
+class RateLimitedError(OverloadedError):
+    """A caller asks more often than its key may."""
+
+    reason = "RATE_LIMITED"
+
+
+class DeadlineError(ServerError):
+    """A call cannot be answered, or was not, before its deadline."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class EngineStuckError(ServerError):
+    """The model has been computing one batch for longer than any should take."""
+
+    reason = "ENGINE_STUCK"
+
+
+class ReadOnlyError(ServerError):
+    """A write was asked of a server, or of a gallery, that is only read."""
+
+    reason = "READ_ONLY"
+
+
+class ReceiptError(ServerError):
+    """A request id was used before, for another request."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
+class ReloadError(ServerError):
+    """Another model cannot be put in the place of the one that serves, which goes on."""
+
+    reason = "RELOAD_REFUSED"
+
+
+class ConfigError(ServerError):
+    """What the server was told to be does not fit together."""
+
+    reason = "CONFIG_INVALID"
+
+
+class UnauthenticatedError(ServerError):
+    """A call carries no key that is known here."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(ServerError):
+    """The caller's key does not allow what it asks for."""
+
+    reason = "PERMISSION_DENIED"
+
+
+class MessageError(ServerError):
+    """What a caller sent is no message of reid.v1."""
+
+    reason = "REQUEST_INVALID"
+
+
+class ContentTypeError(MessageError):
+    """A request's body is of a kind that is not read here."""
+
+    reason = "CONTENT_TYPE_UNKNOWN"
+
+
+class MessageTooLargeError(MessageError):
+    """A message has more bytes than are accepted."""
+
+    reason = "MESSAGE_TOO_LARGE"
+
+
+class MessageStalledError(MessageError):
+    """A caller does not send on what it began to send."""
+
+    reason = "MESSAGE_STALLED"
+
+
+class MetadataError(ServerError):
+    """A call comes with more metadata than is accepted."""
+
+    reason = "METADATA_TOO_LARGE"
 
 
 class ReaderStalledError(ServerError):
@@ -189,14 +287,44 @@ class ReaderStalledError(ServerError):
 
 
 class RequestError(ReidError):
-    """A server refused a request, or could not be reached.
+    """A server did not answer a request; a failure of none of the kinds below is the server's own.
 
     Attributes:
         code: the name of the gRPC status.
-        reason: the server's own word.
+        reason: the server's own word; the code where it said none.
+        request_id: names the call in the server's logs; empty where the server did not say it.
+        retry_after: seconds after which the server says that asking again may help; None where it does not.
     """
 
-    def __init__(self, message: str, *, code: str, reason: str) -> None:
+    def __init__(
+        self, message: str, *, code: str, reason: str, request_id: str = "", retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.reason = reason
+        self.request_id = request_id
+        self.retry_after = retry_after
+
+
+class RefusedError(RequestError):
+    """Asked like this the server will not do it: ask something else."""
+
+
+class NotFoundError(RefusedError):
+    """There is no such entry or gallery."""
+
+
+class AccessError(RefusedError):
+    """The key is missing, unknown, or does not allow it: take another one."""
+
+
+class BusyError(RequestError):
+    """The server has too much to do, or the key is used too often: ask again after `retry_after`."""
+
+
+class UnavailableError(RequestError):
+    """The server cannot be reached, is loading, draining or stuck: ask again later, or another server."""
+
+
+class TimedOutError(RequestError):
+    """There was no answer in time; what should have been written may have been."""
