@@ -6,6 +6,7 @@ Who in the gallery is this?"""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -29,12 +30,16 @@ class SearchRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
     ENTRY_ID_FIELD_NUMBER: _builtins.int
+    TRACK_FIELD_NUMBER: _builtins.int
     GALLERY_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     RERANK_FIELD_NUMBER: _builtins.int
     MIN_SCORE_FIELD_NUMBER: _builtins.int
+    ONLY_MATCHES_FIELD_NUMBER: _builtins.int
+    GROUP_BY_PID_FIELD_NUMBER: _builtins.int
+    MIN_GENERATION_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
     """An encoded JPEG, PNG, WebP or BMP: one crop of one person or vehicle."""
     embedding: _builtins.bytes
@@ -51,6 +56,18 @@ class SearchRequest(_message.Message):
     """
     min_score: _builtins.float
     """Hits of a lower score are left out: -1 to 1, none where it is not set."""
+    only_matches: _builtins.bool
+    """Hits below the calibrated threshold are left out; refused where the server has none."""
+    group_by_pid: _builtins.bool
+    """Of each identity only its best hit is found; entries of unknown identity are each their own."""
+    min_generation: _builtins.int
+    """The least generation to be searched, such as a write's: what is behind it is waited for, up to the call's deadline
+    and no longer than 10 s.
+    """
+    @_builtins.property
+    def track(self) -> Global___Track:
+        """Several images of one target: the mean of their embeddings, made of unit length again, is searched for."""
+
     @_builtins.property
     def filter(self) -> Global___Filter:
         """Which entries may be found; every one where it is not set. Of one filter, up to 100,000 ids, pids and camids
@@ -67,27 +84,35 @@ class SearchRequest(_message.Message):
         image: _builtins.bytes = ...,
         embedding: _builtins.bytes = ...,
         entry_id: _builtins.str = ...,
+        track: Global___Track | None = ...,
         gallery: _builtins.str = ...,
         top_k: _builtins.int | None = ...,
         filter: Global___Filter | None = ...,
         generation: _builtins.int | None = ...,
         rerank: Global___Rerank | None = ...,
         min_score: _builtins.float | None = ...,
+        only_matches: _builtins.bool = ...,
+        group_by_pid: _builtins.bool = ...,
+        min_generation: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "_min_score", b"_min_score", "_top_k", b"_top_k", "embedding", b"embedding", "entry_id", b"entry_id", "filter", b"filter", "generation", b"generation", "image", b"image", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "_min_generation", b"_min_generation", "_min_score", b"_min_score", "_top_k", b"_top_k", "embedding", b"embedding", "entry_id", b"entry_id", "filter", b"filter", "generation", b"generation", "image", b"image", "min_generation", b"min_generation", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k", "track", b"track"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "_min_score", b"_min_score", "_top_k", b"_top_k", "embedding", b"embedding", "entry_id", b"entry_id", "filter", b"filter", "gallery", b"gallery", "generation", b"generation", "image", b"image", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "_min_generation", b"_min_generation", "_min_score", b"_min_score", "_top_k", b"_top_k", "embedding", b"embedding", "entry_id", b"entry_id", "filter", b"filter", "gallery", b"gallery", "generation", b"generation", "group_by_pid", b"group_by_pid", "image", b"image", "min_generation", b"min_generation", "min_score", b"min_score", "only_matches", b"only_matches", "query", b"query", "rerank", b"rerank", "top_k", b"top_k", "track", b"track"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__generation: _TypeAlias = _typing.Literal["generation"]  # noqa: Y015
     _WhichOneofArgType__generation: _TypeAlias = _typing.Literal["_generation", b"_generation"]  # noqa: Y015
+    _WhichOneofReturnType__min_generation: _TypeAlias = _typing.Literal["min_generation"]  # noqa: Y015
+    _WhichOneofArgType__min_generation: _TypeAlias = _typing.Literal["_min_generation", b"_min_generation"]  # noqa: Y015
     _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
     _WhichOneofArgType__min_score: _TypeAlias = _typing.Literal["_min_score", b"_min_score"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
-    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["image", "embedding", "entry_id"]  # noqa: Y015
+    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["image", "embedding", "entry_id", "track"]  # noqa: Y015
     _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__generation) -> _WhichOneofReturnType__generation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_generation) -> _WhichOneofReturnType__min_generation | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_score) -> _WhichOneofReturnType__min_score | None: ...
     @_typing.overload
@@ -96,6 +121,140 @@ class SearchRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_query) -> _WhichOneofReturnType_query | None: ...
 
 Global___SearchRequest: _TypeAlias = SearchRequest  # noqa: Y015
+
+@_typing.final
+class Track(_message.Message):
+    """Several images of one person or vehicle, as a tracker gives them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Encoded JPEGs, PNGs, WebPs or BMPs: 1 to 64 crops."""
+
+    def __init__(
+        self,
+        *,
+        images: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Track: _TypeAlias = Track  # noqa: Y015
+
+@_typing.final
+class BatchSearchRequest(_message.Message):
+    """Searches to be answered together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchRequest]:
+        """1 to 64; their images count together, and they may ask for 10,000 hits together."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___SearchRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchSearchRequest: _TypeAlias = BatchSearchRequest  # noqa: Y015
+
+@_typing.final
+class BatchSearchResponse(_message.Message):
+    """Their answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchSearchResult]:
+        """In the order of the requests."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchSearchResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchSearchResponse: _TypeAlias = BatchSearchResponse  # noqa: Y015
+
+@_typing.final
+class BatchSearchResult(_message.Message):
+    """The answer to one search of several."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> Global___SearchResponse:
+        """What Search would have answered."""
+
+    @_builtins.property
+    def error(self) -> Global___Refusal:
+        """What Search would have refused it with."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___SearchResponse | None = ...,
+        error: Global___Refusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "response", b"response", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "response", b"response", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___BatchSearchResult: _TypeAlias = BatchSearchResult  # noqa: Y015
+
+@_typing.final
+class Refusal(_message.Message):
+    """Why something was refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """The name of the gRPC status, such as "INVALID_ARGUMENT"."""
+    reason: _builtins.str
+    """The reason that a google.rpc.ErrorInfo would say, such as "IMAGE_INVALID"."""
+    message: _builtins.str
+    """For people."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
 
 @_typing.final
 class Rerank(_message.Message):
@@ -369,6 +528,7 @@ class SearchResponse(_message.Message):
     THRESHOLD_FIELD_NUMBER: _builtins.int
     MATCH_FIELD_NUMBER: _builtins.int
     BEST_SCORE_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """The state of the gallery that was searched: how many writes had been committed."""
     threshold: _builtins.float
@@ -379,6 +539,8 @@ class SearchResponse(_message.Message):
     """The best score of all that may be found, whatever min_score leaves out and re-ranking puts first; set where there
     is anything.
     """
+    batch_size: _builtins.int
+    """How many images the engine computed together with the query's; 0 where none was."""
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
         """Best first: by score, then in the order in which entries were written; where re-ranking was asked for, by distance
@@ -403,10 +565,11 @@ class SearchResponse(_message.Message):
         threshold: _builtins.float | None = ...,
         match: _builtins.bool | None = ...,
         best_score: _builtins.float | None = ...,
+        batch_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_score", b"_best_score", "_match", b"_match", "_threshold", b"_threshold", "best_score", b"best_score", "match", b"match", "model", b"model", "threshold", b"threshold", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_score", b"_best_score", "_match", b"_match", "_threshold", b"_threshold", "best_score", b"best_score", "generation", b"generation", "hits", b"hits", "match", b"match", "model", b"model", "threshold", b"threshold", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_score", b"_best_score", "_match", b"_match", "_threshold", b"_threshold", "batch_size", b"batch_size", "best_score", b"best_score", "generation", b"generation", "hits", b"hits", "match", b"match", "model", b"model", "threshold", b"threshold", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_score: _TypeAlias = _typing.Literal["best_score"]  # noqa: Y015
     _WhichOneofArgType__best_score: _TypeAlias = _typing.Literal["_best_score", b"_best_score"]  # noqa: Y015
@@ -664,6 +827,8 @@ class Gallery(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    WRITABLE_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name on this server."""
     entries: _builtins.int
@@ -674,6 +839,10 @@ class Gallery(_message.Message):
     """How many writes had been committed."""
     index: _builtins.str
     """How a search finds them: "flat" and "flat-fp16" find every one, "rabitq" may miss one."""
+    writable: _builtins.bool
+    """Whether this server writes to it."""
+    damaged: _builtins.int
+    """How many entries are damaged, and not served."""
     @_builtins.property
     def model(self) -> Global___Model:
         """What embedded its entries."""
@@ -687,14 +856,720 @@ class Gallery(_message.Message):
         generation: _builtins.int = ...,
         index: _builtins.str = ...,
         model: Global___Model | None = ...,
+        writable: _builtins.bool = ...,
+        damaged: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "entries", b"entries", "generation", b"generation", "index", b"index", "model", b"model", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged", b"damaged", "dim", b"dim", "entries", b"entries", "generation", b"generation", "index", b"index", "model", b"model", "name", b"name", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Gallery: _TypeAlias = Gallery  # noqa: Y015
+
+@_typing.final
+class ListGalleriesRequest(_message.Message):
+    """Asks for the galleries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGalleriesRequest: _TypeAlias = ListGalleriesRequest  # noqa: Y015
+
+@_typing.final
+class ListGalleriesResponse(_message.Message):
+    """The galleries of a server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def galleries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gallery]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        galleries: _abc.Iterable[Global___Gallery] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["galleries", b"galleries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGalleriesResponse: _TypeAlias = ListGalleriesResponse  # noqa: Y015
+
+@_typing.final
+class GetEntryRequest(_message.Message):
+    """The entry to tell of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    WITH_EMBEDDING_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """The gallery's name; may stay empty where the server has only one."""
+    entry_id: _builtins.str
+    """The entry's id in its gallery."""
+    generation: _builtins.int
+    """The state to look in, as in a SearchRequest; the newest where it is not set."""
+    with_embedding: _builtins.bool
+    """Asks for its embedding too."""
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        entry_id: _builtins.str = ...,
+        generation: _builtins.int | None = ...,
+        with_embedding: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "generation", b"generation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "entry_id", b"entry_id", "gallery", b"gallery", "generation", b"generation", "with_embedding", b"with_embedding"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__generation: _TypeAlias = _typing.Literal["generation"]  # noqa: Y015
+    _WhichOneofArgType__generation: _TypeAlias = _typing.Literal["_generation", b"_generation"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__generation) -> _WhichOneofReturnType__generation | None: ...
+
+Global___GetEntryRequest: _TypeAlias = GetEntryRequest  # noqa: Y015
+
+@_typing.final
+class GetEntryResponse(_message.Message):
+    """What was asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    embedding: _builtins.bytes
+    """Little-endian float32, of unit length; empty where it was not asked for."""
+    generation: _builtins.int
+    """The state that was looked in."""
+    @_builtins.property
+    def entry(self) -> Global___Entry:
+        """The entry."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___Entry | None = ...,
+        embedding: _builtins.bytes = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "entry", b"entry", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEntryResponse: _TypeAlias = GetEntryResponse  # noqa: Y015
+
+@_typing.final
+class NewEntry(_message.Message):
+    """An entry to be written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AttributesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Value: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Value | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    CAMID_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    entry_id: _builtins.str
+    """Its id: 1 to 1,024 characters. What has it already is replaced."""
+    image: _builtins.bytes
+    """An encoded JPEG, PNG, WebP or BMP: one crop of one person or vehicle."""
+    embedding: _builtins.bytes
+    """An embedding of the server's own model: little-endian float32, of unit length."""
+    pid: _builtins.str
+    """The identity, where it is known."""
+    camid: _builtins.str
+    """The camera, where it is known."""
+    source: _builtins.str
+    """Where it came from, for people: the server never opens it."""
+    @_builtins.property
+    def timestamp(self) -> _timestamp_pb2.Timestamp:
+        """When it was taken, in whole microseconds, where that is known."""
+
+    @_builtins.property
+    def attributes(self) -> _containers.MessageMap[_builtins.str, Global___Value]:
+        """What else is known of it, by name."""
+
+    def __init__(
+        self,
+        *,
+        entry_id: _builtins.str = ...,
+        image: _builtins.bytes = ...,
+        embedding: _builtins.bytes = ...,
+        pid: _builtins.str | None = ...,
+        camid: _builtins.str | None = ...,
+        timestamp: _timestamp_pb2.Timestamp | None = ...,
+        source: _builtins.str | None = ...,
+        attributes: _abc.Mapping[_builtins.str, Global___Value] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_camid", b"_camid", "_pid", b"_pid", "_source", b"_source", "camid", b"camid", "content", b"content", "embedding", b"embedding", "image", b"image", "pid", b"pid", "source", b"source", "timestamp", b"timestamp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_camid", b"_camid", "_pid", b"_pid", "_source", b"_source", "attributes", b"attributes", "camid", b"camid", "content", b"content", "embedding", b"embedding", "entry_id", b"entry_id", "image", b"image", "pid", b"pid", "source", b"source", "timestamp", b"timestamp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__camid: _TypeAlias = _typing.Literal["camid"]  # noqa: Y015
+    _WhichOneofArgType__camid: _TypeAlias = _typing.Literal["_camid", b"_camid"]  # noqa: Y015
+    _WhichOneofReturnType__pid: _TypeAlias = _typing.Literal["pid"]  # noqa: Y015
+    _WhichOneofArgType__pid: _TypeAlias = _typing.Literal["_pid", b"_pid"]  # noqa: Y015
+    _WhichOneofReturnType__source: _TypeAlias = _typing.Literal["source"]  # noqa: Y015
+    _WhichOneofArgType__source: _TypeAlias = _typing.Literal["_source", b"_source"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["image", "embedding"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__camid) -> _WhichOneofReturnType__camid | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pid) -> _WhichOneofReturnType__pid | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__source) -> _WhichOneofReturnType__source | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___NewEntry: _TypeAlias = NewEntry  # noqa: Y015
+
+@_typing.final
+class BatchUpsertEntriesRequest(_message.Message):
+    """Entries to be written together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """The gallery's name; may stay empty where the server has only one."""
+    request_id: _builtins.str
+    """Makes it safe to send again: up to 128 characters; none where it is empty."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewEntry]:
+        """1 to 256, each id once; their images count together."""
+
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        entries: _abc.Iterable[Global___NewEntry] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "gallery", b"gallery", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpsertEntriesRequest: _TypeAlias = BatchUpsertEntriesRequest  # noqa: Y015
+
+@_typing.final
+class BatchUpsertEntriesResponse(_message.Message):
+    """What was written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    WRITTEN_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """The state from which on they can be found."""
+    written: _builtins.int
+    """How many were new or different."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        written: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "written", b"written"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpsertEntriesResponse: _TypeAlias = BatchUpsertEntriesResponse  # noqa: Y015
+
+@_typing.final
+class BatchDeleteEntriesRequest(_message.Message):
+    """Entries to be removed: all that are named, or all that the filter accepts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    ENTRY_IDS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """The gallery's name; may stay empty where the server has only one."""
+    request_id: _builtins.str
+    """Makes it safe to send again: up to 128 characters; none where it is empty."""
+    @_builtins.property
+    def entry_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Up to 10,000 ids."""
+
+    @_builtins.property
+    def filter(self) -> Global___Filter:
+        """In place of ids. A filter that says nothing is refused."""
+
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        entry_ids: _abc.Iterable[_builtins.str] | None = ...,
+        filter: Global___Filter | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_ids", b"entry_ids", "filter", b"filter", "gallery", b"gallery", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchDeleteEntriesRequest: _TypeAlias = BatchDeleteEntriesRequest  # noqa: Y015
+
+@_typing.final
+class BatchDeleteEntriesResponse(_message.Message):
+    """What was removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """The state from which on they cannot be found."""
+    deleted: _builtins.int
+    """How many were there."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        deleted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchDeleteEntriesResponse: _TypeAlias = BatchDeleteEntriesResponse  # noqa: Y015
+
+@_typing.final
+class UpdateEntryRequest(_message.Message):
+    """What to say of an entry from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """The gallery's name; may stay empty where the server has only one."""
+    request_id: _builtins.str
+    """Makes it safe to send again: up to 128 characters; none where it is empty."""
+    @_builtins.property
+    def entry(self) -> Global___Entry:
+        """Its id, and the fields that the mask names. `row` is ignored."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Some of pid, camid, timestamp, source, attributes, and attributes.NAME for one alone; what is named and not set is
+        forgotten. Refused where it is empty.
+        """
+
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        entry: Global___Entry | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "gallery", b"gallery", "request_id", b"request_id", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateEntryRequest: _TypeAlias = UpdateEntryRequest  # noqa: Y015
+
+@_typing.final
+class UpdateEntryResponse(_message.Message):
+    """The entry as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """The state from which on it is so."""
+    @_builtins.property
+    def entry(self) -> Global___Entry:
+        """As it stands."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___Entry | None = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateEntryResponse: _TypeAlias = UpdateEntryResponse  # noqa: Y015
+
+@_typing.final
+class ImportEntriesRequest(_message.Message):
+    """One entry of an import."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """The gallery's name, in the first message; may stay empty where the server has only one."""
+    sequence: _builtins.int
+    """Rises from message to message."""
+    @_builtins.property
+    def entry(self) -> Global___NewEntry:
+        """What to write."""
+
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        entry: Global___NewEntry | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "gallery", b"gallery", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportEntriesRequest: _TypeAlias = ImportEntriesRequest  # noqa: Y015
+
+@_typing.final
+class ImportEntriesResponse(_message.Message):
+    """How far an import is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACKNOWLEDGED_SEQUENCE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    WRITTEN_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
+    acknowledged_sequence: _builtins.int
+    """Everything up to this number is durable, or told as refused."""
+    generation: _builtins.int
+    """The state from which on it can be found."""
+    written: _builtins.int
+    """How many of this piece were new or different."""
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportFault]:
+        """What of this piece was left out."""
+
+    def __init__(
+        self,
+        *,
+        acknowledged_sequence: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        written: _builtins.int = ...,
+        faults: _abc.Iterable[Global___ImportFault] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequence", b"acknowledged_sequence", "faults", b"faults", "generation", b"generation", "written", b"written"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportEntriesResponse: _TypeAlias = ImportEntriesResponse  # noqa: Y015
+
+@_typing.final
+class ImportFault(_message.Message):
+    """An entry that was left out of an import."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Its number."""
+    entry_id: _builtins.str
+    """Its id."""
+    @_builtins.property
+    def error(self) -> Global___Refusal:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        entry_id: _builtins.str = ...,
+        error: Global___Refusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_id", b"entry_id", "error", b"error", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportFault: _TypeAlias = ImportFault  # noqa: Y015
+
+@_typing.final
+class CreateSnapshotRequest(_message.Message):
+    """The gallery to copy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """The gallery's name; may stay empty where the server has only one."""
+    name: _builtins.str
+    """What to call the copy: letters, digits, "-", "_" and "."; the gallery's name, generation and time where it is empty."""
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSnapshotRequest: _TypeAlias = CreateSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class CreateSnapshotResponse(_message.Message):
+    """The copy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name in the server's folder for snapshots."""
+    generation: _builtins.int
+    """The state that it is of."""
+    entries: _builtins.int
+    """How many entries it has."""
+    size: _builtins.int
+    """Bytes on the disk."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        entries: _builtins.int = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "generation", b"generation", "name", b"name", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSnapshotResponse: _TypeAlias = CreateSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class GetModelRequest(_message.Message):
+    """Asks for the model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
+
+@_typing.final
+class GetModelResponse(_message.Message):
+    """The model that serves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    DIM_FIELD_NUMBER: _builtins.int
+    BACKBONE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    PARITY_JSON_FIELD_NUMBER: _builtins.int
+    RELOADS_FIELD_NUMBER: _builtins.int
+    height: _builtins.int
+    """Pixels of its input."""
+    width: _builtins.int
+    """Pixels of its input."""
+    dim: _builtins.int
+    """Dimensions of an embedding."""
+    backbone: _builtins.str
+    """What its artifact says it was trained as, such as "resnet50_ibn_a"; empty where it says nothing."""
+    threshold: _builtins.float
+    """The calibrated threshold, where the server has one."""
+    parity_json: _builtins.str
+    """What the rank-parity gate measured of this engine's flavour, as JSON; empty where nothing did."""
+    reloads: _builtins.int
+    """How many times another was put in place of the first."""
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """Identity and engine."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+        height: _builtins.int = ...,
+        width: _builtins.int = ...,
+        dim: _builtins.int = ...,
+        backbone: _builtins.str = ...,
+        threshold: _builtins.float | None = ...,
+        parity_json: _builtins.str = ...,
+        reloads: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "model", b"model", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "backbone", b"backbone", "dim", b"dim", "height", b"height", "model", b"model", "parity_json", b"parity_json", "reloads", b"reloads", "threshold", b"threshold", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
+
+@_typing.final
+class ReloadRequest(_message.Message):
+    """The model to serve from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class GalleriesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    GALLERIES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """A folder below the server's folder of models; the one it was started with, read again, where it is empty."""
+    @_builtins.property
+    def galleries(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Folders below the server's folder of galleries that take the places of those of the same name; needed where the
+        model is of another identity.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        galleries: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["galleries", b"galleries", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadRequest: _TypeAlias = ReloadRequest  # noqa: Y015
+
+@_typing.final
+class ReloadResponse(_message.Message):
+    """What was changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """Seconds from the call to the change."""
+    @_builtins.property
+    def before(self) -> Global___Model:
+        """What served before."""
+
+    @_builtins.property
+    def after(self) -> Global___Model:
+        """What serves now."""
+
+    def __init__(
+        self,
+        *,
+        before: Global___Model | None = ...,
+        after: Global___Model | None = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadResponse: _TypeAlias = ReloadResponse  # noqa: Y015
 
 @_typing.final
 class ListEntriesRequest(_message.Message):

@@ -40,6 +40,11 @@ class SearchServiceStub:
                 request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.SearchRequest.SerializeToString,
                 response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.BatchSearch = channel.unary_unary(
+                '/reid.v1.SearchService/BatchSearch',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchSearchRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchSearchResponse.FromString,
+                _registered_method=True)
         self.Rank = channel.unary_stream(
                 '/reid.v1.SearchService/Rank',
                 request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.RankRequest.SerializeToString,
@@ -58,6 +63,14 @@ class SearchServiceServicer:
 
     def Search(self, request, context):
         """Answers with the gallery's entries most like the query, best first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchSearch(self, request, context):
+        """Answers several searches, each as Search would, in their order. They are admitted together or not at all, and an
+        error of one is its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +99,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.SearchRequest.FromString,
                     response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.SearchResponse.SerializeToString,
+            ),
+            'BatchSearch': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchSearch,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchSearchRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchSearchResponse.SerializeToString,
             ),
             'Rank': grpc.unary_stream_rpc_method_handler(
                     servicer.Rank,
@@ -126,6 +144,33 @@ class SearchService:
             '/reid.v1.SearchService/Search',
             reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.SearchRequest.SerializeToString,
             reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchSearch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.SearchService/BatchSearch',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchSearchRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchSearchResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -192,7 +237,9 @@ class SearchService:
 
 
 class GalleryServiceStub:
-    """Says what a gallery holds. Every error carries a google.rpc.ErrorInfo with a reason of domain "reidserve".
+    """Says what a gallery holds, and changes it. Every error carries a google.rpc.ErrorInfo with a reason of domain
+    "reidserve". A write is answered after it is on the disk and can be found; a request id makes it safe to send again:
+    within ten minutes the same id gets the first answer, and with other content an error.
     """
 
     def __init__(self, channel):
@@ -206,15 +253,52 @@ class GalleryServiceStub:
                 request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetGalleryRequest.SerializeToString,
                 response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetGalleryResponse.FromString,
                 _registered_method=True)
+        self.ListGalleries = channel.unary_unary(
+                '/reid.v1.GalleryService/ListGalleries',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListGalleriesRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListGalleriesResponse.FromString,
+                _registered_method=True)
+        self.GetEntry = channel.unary_unary(
+                '/reid.v1.GalleryService/GetEntry',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetEntryRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetEntryResponse.FromString,
+                _registered_method=True)
         self.ListEntries = channel.unary_unary(
                 '/reid.v1.GalleryService/ListEntries',
                 request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListEntriesRequest.SerializeToString,
                 response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListEntriesResponse.FromString,
                 _registered_method=True)
+        self.BatchUpsertEntries = channel.unary_unary(
+                '/reid.v1.GalleryService/BatchUpsertEntries',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchUpsertEntriesRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchUpsertEntriesResponse.FromString,
+                _registered_method=True)
+        self.BatchDeleteEntries = channel.unary_unary(
+                '/reid.v1.GalleryService/BatchDeleteEntries',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchDeleteEntriesRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchDeleteEntriesResponse.FromString,
+                _registered_method=True)
+        self.UpdateEntry = channel.unary_unary(
+                '/reid.v1.GalleryService/UpdateEntry',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.UpdateEntryRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.UpdateEntryResponse.FromString,
+                _registered_method=True)
+        self.ImportEntries = channel.stream_stream(
+                '/reid.v1.GalleryService/ImportEntries',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ImportEntriesRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ImportEntriesResponse.FromString,
+                _registered_method=True)
+        self.CreateSnapshot = channel.unary_unary(
+                '/reid.v1.GalleryService/CreateSnapshot',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.CreateSnapshotRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.CreateSnapshotResponse.FromString,
+                _registered_method=True)
 
 
 class GalleryServiceServicer:
-    """Says what a gallery holds. Every error carries a google.rpc.ErrorInfo with a reason of domain "reidserve".
+    """Says what a gallery holds, and changes it. Every error carries a google.rpc.ErrorInfo with a reason of domain
+    "reidserve". A write is answered after it is on the disk and can be found; a request id makes it safe to send again:
+    within ten minutes the same id gets the first answer, and with other content an error.
     """
 
     def GetGallery(self, request, context):
@@ -224,8 +308,59 @@ class GalleryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListGalleries(self, request, context):
+        """Answers with every gallery of this server that the caller may search, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetEntry(self, request, context):
+        """Answers with one entry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListEntries(self, request, context):
         """Answers with a gallery's entries, in the order in which they were written, page by page.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchUpsertEntries(self, request, context):
+        """Writes entries by their ids, all or none; one that is there with equal content and fields stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchDeleteEntries(self, request, context):
+        """Removes entries, all or none; ids that are not there are no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateEntry(self, request, context):
+        """Says something else of an entry; its embedding stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportEntries(self, request_iterator, context):
+        """Writes a stream of entries in pieces, each acknowledged by the sequence number of its last one when it is durable.
+        An entry that cannot be written is told and left out. The server reads no faster than it writes; searches go
+        first. After a break, go on behind the last acknowledged number: what came twice writes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSnapshot(self, request, context):
+        """Writes a copy of a gallery, as it stands, into the server's folder for snapshots.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -239,10 +374,45 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetGalleryRequest.FromString,
                     response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetGalleryResponse.SerializeToString,
             ),
+            'ListGalleries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGalleries,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListGalleriesRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListGalleriesResponse.SerializeToString,
+            ),
+            'GetEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEntry,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetEntryRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetEntryResponse.SerializeToString,
+            ),
             'ListEntries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEntries,
                     request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListEntriesRequest.FromString,
                     response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListEntriesResponse.SerializeToString,
+            ),
+            'BatchUpsertEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchUpsertEntries,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchUpsertEntriesRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchUpsertEntriesResponse.SerializeToString,
+            ),
+            'BatchDeleteEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchDeleteEntries,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchDeleteEntriesRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchDeleteEntriesResponse.SerializeToString,
+            ),
+            'UpdateEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateEntry,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.UpdateEntryRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.UpdateEntryResponse.SerializeToString,
+            ),
+            'ImportEntries': grpc.stream_stream_rpc_method_handler(
+                    servicer.ImportEntries,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ImportEntriesRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ImportEntriesResponse.SerializeToString,
+            ),
+            'CreateSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSnapshot,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.CreateSnapshotRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.CreateSnapshotResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -253,7 +423,9 @@ def add_GalleryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GalleryService:
-    """Says what a gallery holds. Every error carries a google.rpc.ErrorInfo with a reason of domain "reidserve".
+    """Says what a gallery holds, and changes it. Every error carries a google.rpc.ErrorInfo with a reason of domain
+    "reidserve". A write is answered after it is on the disk and can be found; a request id makes it safe to send again:
+    within ten minutes the same id gets the first answer, and with other content an error.
     """
 
     @staticmethod
@@ -284,6 +456,60 @@ class GalleryService:
             _registered_method=True)
 
     @staticmethod
+    def ListGalleries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.GalleryService/ListGalleries',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListGalleriesRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListGalleriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.GalleryService/GetEntry',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetEntryRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetEntryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListEntries(request,
             target,
             options=(),
@@ -300,6 +526,266 @@ class GalleryService:
             '/reid.v1.GalleryService/ListEntries',
             reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListEntriesRequest.SerializeToString,
             reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ListEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchUpsertEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.GalleryService/BatchUpsertEntries',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchUpsertEntriesRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchUpsertEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchDeleteEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.GalleryService/BatchDeleteEntries',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchDeleteEntriesRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.BatchDeleteEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.GalleryService/UpdateEntry',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.UpdateEntryRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.UpdateEntryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportEntries(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/reid.v1.GalleryService/ImportEntries',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ImportEntriesRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ImportEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.GalleryService/CreateSnapshot',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.CreateSnapshotRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.CreateSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ModelServiceStub:
+    """Says which model a server runs, and puts another in its place. Every error carries a google.rpc.ErrorInfo with a
+    reason of domain "reidserve".
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetModel = channel.unary_unary(
+                '/reid.v1.ModelService/GetModel',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetModelResponse.FromString,
+                _registered_method=True)
+        self.Reload = channel.unary_unary(
+                '/reid.v1.ModelService/Reload',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ReloadResponse.FromString,
+                _registered_method=True)
+
+
+class ModelServiceServicer:
+    """Says which model a server runs, and puts another in its place. Every error carries a google.rpc.ErrorInfo with a
+    reason of domain "reidserve".
+    """
+
+    def GetModel(self, request, context):
+        """Answers with the model and what is known of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reload(self, request, context):
+        """Loads a model beside the one that serves, warms it, checks its canaries, and puts it in its place; calls under way
+        end with the old one. A model of another identity needs galleries that were rebuilt for it. A failure changes
+        nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ModelServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetModelRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetModelResponse.SerializeToString,
+            ),
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ReloadRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ReloadResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'reid.v1.ModelService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('reid.v1.ModelService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ModelService:
+    """Says which model a server runs, and puts another in its place. Every error carries a google.rpc.ErrorInfo with a
+    reason of domain "reidserve".
+    """
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.ModelService/GetModel',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetModelRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.ModelService/Reload',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ReloadRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ReloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

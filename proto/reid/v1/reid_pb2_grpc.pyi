@@ -35,6 +35,10 @@ class SearchServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SearchServiceAsyncStub: ...
     Search: _grpc.UnaryUnaryMultiCallable[_reid_pb2.SearchRequest, _reid_pb2.SearchResponse]
     """Answers with the gallery's entries most like the query, best first."""
+    BatchSearch: _grpc.UnaryUnaryMultiCallable[_reid_pb2.BatchSearchRequest, _reid_pb2.BatchSearchResponse]
+    """Answers several searches, each as Search would, in their order. They are admitted together or not at all, and an
+    error of one is its own.
+    """
     Rank: _grpc.UnaryStreamMultiCallable[_reid_pb2.RankRequest, _reid_pb2.RankResponse]
     """Answers with every entry of the gallery, ranked, page by page. A gallery whose index may miss an entry refuses.
     At most 8 whole rankings are under way at once, others wait; a caller that takes longer than 30 s to read a page
@@ -50,6 +54,10 @@ class SearchServiceAsyncStub(SearchServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Search: _aio.UnaryUnaryMultiCallable[_reid_pb2.SearchRequest, _reid_pb2.SearchResponse]  # type: ignore[assignment]
     """Answers with the gallery's entries most like the query, best first."""
+    BatchSearch: _aio.UnaryUnaryMultiCallable[_reid_pb2.BatchSearchRequest, _reid_pb2.BatchSearchResponse]  # type: ignore[assignment]
+    """Answers several searches, each as Search would, in their order. They are admitted together or not at all, and an
+    error of one is its own.
+    """
     Rank: _aio.UnaryStreamMultiCallable[_reid_pb2.RankRequest, _reid_pb2.RankResponse]  # type: ignore[assignment]
     """Answers with every entry of the gallery, ranked, page by page. A gallery whose index may miss an entry refuses.
     At most 8 whole rankings are under way at once, others wait; a caller that takes longer than 30 s to read a page
@@ -68,6 +76,16 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_reid_pb2.SearchResponse, _abc.Awaitable[_reid_pb2.SearchResponse]]:
         """Answers with the gallery's entries most like the query, best first."""
+
+    @_abc_1.abstractmethod
+    def BatchSearch(
+        self,
+        request: _reid_pb2.BatchSearchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.BatchSearchResponse, _abc.Awaitable[_reid_pb2.BatchSearchResponse]]:
+        """Answers several searches, each as Search would, in their order. They are admitted together or not at all, and an
+        error of one is its own.
+        """
 
     @_abc_1.abstractmethod
     def Rank(
@@ -91,7 +109,10 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_SearchServiceServicer_to_server(servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class GalleryServiceStub:
-    """Says what a gallery holds. Every error carries a google.rpc.ErrorInfo with a reason of domain "reidserve"."""
+    """Says what a gallery holds, and changes it. Every error carries a google.rpc.ErrorInfo with a reason of domain
+    "reidserve". A write is answered after it is on the disk and can be found; a request id makes it safe to send again:
+    within ten minutes the same id gets the first answer, and with other content an error.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -99,21 +120,61 @@ class GalleryServiceStub:
     def __new__(cls, channel: _aio.Channel) -> GalleryServiceAsyncStub: ...
     GetGallery: _grpc.UnaryUnaryMultiCallable[_reid_pb2.GetGalleryRequest, _reid_pb2.GetGalleryResponse]
     """Answers with what is known of a gallery as a whole."""
+    ListGalleries: _grpc.UnaryUnaryMultiCallable[_reid_pb2.ListGalleriesRequest, _reid_pb2.ListGalleriesResponse]
+    """Answers with every gallery of this server that the caller may search, by name."""
+    GetEntry: _grpc.UnaryUnaryMultiCallable[_reid_pb2.GetEntryRequest, _reid_pb2.GetEntryResponse]
+    """Answers with one entry."""
     ListEntries: _grpc.UnaryUnaryMultiCallable[_reid_pb2.ListEntriesRequest, _reid_pb2.ListEntriesResponse]
     """Answers with a gallery's entries, in the order in which they were written, page by page."""
+    BatchUpsertEntries: _grpc.UnaryUnaryMultiCallable[_reid_pb2.BatchUpsertEntriesRequest, _reid_pb2.BatchUpsertEntriesResponse]
+    """Writes entries by their ids, all or none; one that is there with equal content and fields stays."""
+    BatchDeleteEntries: _grpc.UnaryUnaryMultiCallable[_reid_pb2.BatchDeleteEntriesRequest, _reid_pb2.BatchDeleteEntriesResponse]
+    """Removes entries, all or none; ids that are not there are no error."""
+    UpdateEntry: _grpc.UnaryUnaryMultiCallable[_reid_pb2.UpdateEntryRequest, _reid_pb2.UpdateEntryResponse]
+    """Says something else of an entry; its embedding stays."""
+    ImportEntries: _grpc.StreamStreamMultiCallable[_reid_pb2.ImportEntriesRequest, _reid_pb2.ImportEntriesResponse]
+    """Writes a stream of entries in pieces, each acknowledged by the sequence number of its last one when it is durable.
+    An entry that cannot be written is told and left out. The server reads no faster than it writes; searches go
+    first. After a break, go on behind the last acknowledged number: what came twice writes nothing.
+    """
+    CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_reid_pb2.CreateSnapshotRequest, _reid_pb2.CreateSnapshotResponse]
+    """Writes a copy of a gallery, as it stands, into the server's folder for snapshots."""
 
 @_typing.type_check_only
 class GalleryServiceAsyncStub(GalleryServiceStub):
-    """Says what a gallery holds. Every error carries a google.rpc.ErrorInfo with a reason of domain "reidserve"."""
+    """Says what a gallery holds, and changes it. Every error carries a google.rpc.ErrorInfo with a reason of domain
+    "reidserve". A write is answered after it is on the disk and can be found; a request id makes it safe to send again:
+    within ten minutes the same id gets the first answer, and with other content an error.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetGallery: _aio.UnaryUnaryMultiCallable[_reid_pb2.GetGalleryRequest, _reid_pb2.GetGalleryResponse]  # type: ignore[assignment]
     """Answers with what is known of a gallery as a whole."""
+    ListGalleries: _aio.UnaryUnaryMultiCallable[_reid_pb2.ListGalleriesRequest, _reid_pb2.ListGalleriesResponse]  # type: ignore[assignment]
+    """Answers with every gallery of this server that the caller may search, by name."""
+    GetEntry: _aio.UnaryUnaryMultiCallable[_reid_pb2.GetEntryRequest, _reid_pb2.GetEntryResponse]  # type: ignore[assignment]
+    """Answers with one entry."""
     ListEntries: _aio.UnaryUnaryMultiCallable[_reid_pb2.ListEntriesRequest, _reid_pb2.ListEntriesResponse]  # type: ignore[assignment]
     """Answers with a gallery's entries, in the order in which they were written, page by page."""
+    BatchUpsertEntries: _aio.UnaryUnaryMultiCallable[_reid_pb2.BatchUpsertEntriesRequest, _reid_pb2.BatchUpsertEntriesResponse]  # type: ignore[assignment]
+    """Writes entries by their ids, all or none; one that is there with equal content and fields stays."""
+    BatchDeleteEntries: _aio.UnaryUnaryMultiCallable[_reid_pb2.BatchDeleteEntriesRequest, _reid_pb2.BatchDeleteEntriesResponse]  # type: ignore[assignment]
+    """Removes entries, all or none; ids that are not there are no error."""
+    UpdateEntry: _aio.UnaryUnaryMultiCallable[_reid_pb2.UpdateEntryRequest, _reid_pb2.UpdateEntryResponse]  # type: ignore[assignment]
+    """Says something else of an entry; its embedding stays."""
+    ImportEntries: _aio.StreamStreamMultiCallable[_reid_pb2.ImportEntriesRequest, _reid_pb2.ImportEntriesResponse]  # type: ignore[assignment]
+    """Writes a stream of entries in pieces, each acknowledged by the sequence number of its last one when it is durable.
+    An entry that cannot be written is told and left out. The server reads no faster than it writes; searches go
+    first. After a break, go on behind the last acknowledged number: what came twice writes nothing.
+    """
+    CreateSnapshot: _aio.UnaryUnaryMultiCallable[_reid_pb2.CreateSnapshotRequest, _reid_pb2.CreateSnapshotResponse]  # type: ignore[assignment]
+    """Writes a copy of a gallery, as it stands, into the server's folder for snapshots."""
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Says what a gallery holds. Every error carries a google.rpc.ErrorInfo with a reason of domain "reidserve"."""
+    """Says what a gallery holds, and changes it. Every error carries a google.rpc.ErrorInfo with a reason of domain
+    "reidserve". A write is answered after it is on the disk and can be found; a request id makes it safe to send again:
+    within ten minutes the same id gets the first answer, and with other content an error.
+    """
 
     @_abc_1.abstractmethod
     def GetGallery(
@@ -124,6 +185,22 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers with what is known of a gallery as a whole."""
 
     @_abc_1.abstractmethod
+    def ListGalleries(
+        self,
+        request: _reid_pb2.ListGalleriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.ListGalleriesResponse, _abc.Awaitable[_reid_pb2.ListGalleriesResponse]]:
+        """Answers with every gallery of this server that the caller may search, by name."""
+
+    @_abc_1.abstractmethod
+    def GetEntry(
+        self,
+        request: _reid_pb2.GetEntryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.GetEntryResponse, _abc.Awaitable[_reid_pb2.GetEntryResponse]]:
+        """Answers with one entry."""
+
+    @_abc_1.abstractmethod
     def ListEntries(
         self,
         request: _reid_pb2.ListEntriesRequest,
@@ -131,4 +208,105 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_reid_pb2.ListEntriesResponse, _abc.Awaitable[_reid_pb2.ListEntriesResponse]]:
         """Answers with a gallery's entries, in the order in which they were written, page by page."""
 
+    @_abc_1.abstractmethod
+    def BatchUpsertEntries(
+        self,
+        request: _reid_pb2.BatchUpsertEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.BatchUpsertEntriesResponse, _abc.Awaitable[_reid_pb2.BatchUpsertEntriesResponse]]:
+        """Writes entries by their ids, all or none; one that is there with equal content and fields stays."""
+
+    @_abc_1.abstractmethod
+    def BatchDeleteEntries(
+        self,
+        request: _reid_pb2.BatchDeleteEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.BatchDeleteEntriesResponse, _abc.Awaitable[_reid_pb2.BatchDeleteEntriesResponse]]:
+        """Removes entries, all or none; ids that are not there are no error."""
+
+    @_abc_1.abstractmethod
+    def UpdateEntry(
+        self,
+        request: _reid_pb2.UpdateEntryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.UpdateEntryResponse, _abc.Awaitable[_reid_pb2.UpdateEntryResponse]]:
+        """Says something else of an entry; its embedding stays."""
+
+    @_abc_1.abstractmethod
+    def ImportEntries(
+        self,
+        request_iterator: _MaybeAsyncIterator[_reid_pb2.ImportEntriesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_reid_pb2.ImportEntriesResponse], _abc.AsyncIterator[_reid_pb2.ImportEntriesResponse]]:
+        """Writes a stream of entries in pieces, each acknowledged by the sequence number of its last one when it is durable.
+        An entry that cannot be written is told and left out. The server reads no faster than it writes; searches go
+        first. After a break, go on behind the last acknowledged number: what came twice writes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateSnapshot(
+        self,
+        request: _reid_pb2.CreateSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.CreateSnapshotResponse, _abc.Awaitable[_reid_pb2.CreateSnapshotResponse]]:
+        """Writes a copy of a gallery, as it stands, into the server's folder for snapshots."""
+
 def add_GalleryServiceServicer_to_server(servicer: GalleryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ModelServiceStub:
+    """Says which model a server runs, and puts another in its place. Every error carries a google.rpc.ErrorInfo with a
+    reason of domain "reidserve".
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
+    GetModel: _grpc.UnaryUnaryMultiCallable[_reid_pb2.GetModelRequest, _reid_pb2.GetModelResponse]
+    """Answers with the model and what is known of it."""
+    Reload: _grpc.UnaryUnaryMultiCallable[_reid_pb2.ReloadRequest, _reid_pb2.ReloadResponse]
+    """Loads a model beside the one that serves, warms it, checks its canaries, and puts it in its place; calls under way
+    end with the old one. A model of another identity needs galleries that were rebuilt for it. A failure changes
+    nothing.
+    """
+
+@_typing.type_check_only
+class ModelServiceAsyncStub(ModelServiceStub):
+    """Says which model a server runs, and puts another in its place. Every error carries a google.rpc.ErrorInfo with a
+    reason of domain "reidserve".
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetModel: _aio.UnaryUnaryMultiCallable[_reid_pb2.GetModelRequest, _reid_pb2.GetModelResponse]  # type: ignore[assignment]
+    """Answers with the model and what is known of it."""
+    Reload: _aio.UnaryUnaryMultiCallable[_reid_pb2.ReloadRequest, _reid_pb2.ReloadResponse]  # type: ignore[assignment]
+    """Loads a model beside the one that serves, warms it, checks its canaries, and puts it in its place; calls under way
+    end with the old one. A model of another identity needs galleries that were rebuilt for it. A failure changes
+    nothing.
+    """
+
+class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Says which model a server runs, and puts another in its place. Every error carries a google.rpc.ErrorInfo with a
+    reason of domain "reidserve".
+    """
+
+    @_abc_1.abstractmethod
+    def GetModel(
+        self,
+        request: _reid_pb2.GetModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.GetModelResponse, _abc.Awaitable[_reid_pb2.GetModelResponse]]:
+        """Answers with the model and what is known of it."""
+
+    @_abc_1.abstractmethod
+    def Reload(
+        self,
+        request: _reid_pb2.ReloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.ReloadResponse, _abc.Awaitable[_reid_pb2.ReloadResponse]]:
+        """Loads a model beside the one that serves, warms it, checks its canaries, and puts it in its place; calls under way
+        end with the old one. A model of another identity needs galleries that were rebuilt for it. A failure changes
+        nothing.
+        """
+
+def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
