@@ -1,5 +1,7 @@
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -10,8 +12,8 @@ import pytest
 from reidserve.embed import Embedder, read_artifact
 from reidserve.embed.contract import MODEL_FILE
 from reidserve.embed.onnx_session import OnnxSession
-from reidserve.errors import EmbeddingError
-from reidserve.server.batcher import Batcher
+from reidserve.errors import EmbeddingError, EngineStuckError
+from reidserve.server.queries.batcher import BEHIND_PART, PASSED_OVER, Batcher, settled
 from tests.conftest import HEIGHT, WIDTH
 
 
@@ -55,10 +57,10 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(1, 256, (9, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
-async def start(batcher: Batcher, images) -> list[asyncio.Task]:
-    tasks = [asyncio.create_task(batcher.submit(image)) for image in images]
+async def start(batcher: Batcher, images) -> list[asyncio.Future]:
+    answers = [batcher.submit(image) for image in images]
     await asyncio.sleep(0.05)
-    return tasks
+    return answers
 
 
 async def test_an_idle_engine_does_not_wait_and_a_busy_one_gathers_a_batch(batcher, gate, images, embedder: Embedder):
@@ -118,3 +120,107 @@ async def test_an_idle_worker_keeps_no_answer_in_memory():
     gc.collect()
     assert [answer() is None for answer in kept] == [True] * 6
     await batcher.close()
+
+
+class Slate:
+    """A computation that writes down its batches, and waits for its first one's end until it is told."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.batches: list[list] = []
+
+    def __call__(self, items):
+        self.go.wait(10)
+        self.batches.append(list(items))
+        return items
+
+
+async def test_items_behind_go_last_but_have_their_turn_and_leave_room_in_every_batch():
+    slate = Slate()
+    batcher: Batcher = Batcher(slate, most=4, name="lanes")
+    first = await start(batcher, ["first"])
+    behind = [batcher.submit(f"b{place}", behind=True) for place in range(6)]
+    ahead = [batcher.submit(place) for place in range(40)]
+    slate.go.set()
+    await asyncio.gather(*first, *behind, *ahead)
+    assert (PASSED_OVER, 4 // BEHIND_PART) == (16, 1)
+    taken = [item for batch in slate.batches[1:] for item in batch]
+    assert taken == [*range(16), "b0", *range(16, 32), "b1", *range(32, 40), "b2", "b3", "b4", "b5"]
+    assert [len(batch) for batch in slate.batches[1:]] == [4] * 10 + [3, 1, 1, 1]
+    await batcher.close()
+
+
+async def test_several_workers_share_what_waits_and_compute_at_once():
+    both = threading.Barrier(2, timeout=10)
+
+    def compute(items):
+        both.wait()
+        return [len(items)] * len(items)
+
+    batcher: Batcher = Batcher(compute, most=4, name="pair", workers=2)
+    assert await asyncio.gather(*(batcher.submit(place) for place in range(6))) == [3] * 6
+    await batcher.close()
+
+
+async def test_what_is_given_up_leaves_the_queue_at_once(batcher, gate, images):
+    answers = [*await start(batcher, images[:1]), *await start(batcher, images[1:])]
+    assert len(batcher._lanes) == 8
+    for answer in answers[1:]:
+        answer.cancel()
+    await asyncio.sleep(0)
+    assert len(batcher._lanes) == 0
+    gate.opened.set()
+    await answers[0]
+    assert gate.batches == [1]
+
+
+async def test_settled_answers_keep_errors_of_items_and_raise_what_is_nobodys_fault():
+    error = EmbeddingError("of the second")
+    batcher: Batcher = Batcher(lambda items: [1, error], most=4, name="two")
+    assert await settled([batcher.submit("a"), batcher.submit("b")]) == [1, error]
+    with pytest.raises(RuntimeError, match="1 items got 2 answers"):
+        await settled([batcher.submit("a")])
+    await batcher.close()
+
+
+async def test_an_engine_that_hangs_is_noticed_and_used_again_when_it_comes_back(
+    model: Path, gate: Gate, images, embedder: Embedder
+):
+    slow = Embedder(read_artifact(model).contract, gate)
+    batcher: Batcher = Batcher(lambda images: slow.embed_each(np.stack(images)), most=4, name="engine", patience=0.2)
+    waiting = [*await start(batcher, images[:1]), *await start(batcher, images[1:])]
+    told = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(one) for one in told} == {EngineStuckError}
+    assert "engine has been computing one batch for more than 0.2 s" in str(told[0])
+    with pytest.raises(EngineStuckError):
+        batcher.submit(images[0])
+    gate.opened.set()
+    async with asyncio.timeout(10):
+        while batcher.stuck:
+            await asyncio.sleep(0.01)
+    np.testing.assert_array_equal(await batcher.submit(images[5]), embedder.embed(images[5:6])[0])
+    assert gate.batches == [1, 1], "those that were told are not computed"
+    await batcher.close()
+
+
+HANGING = """
+import asyncio, threading
+from reidserve.errors import EngineStuckError
+from reidserve.server.queries.batcher import Batcher
+
+async def main():
+    batcher = Batcher(lambda items: threading.Event().wait(), most=4, name="engine", patience=0.05)
+    try:
+        await batcher.submit("image")
+    except EngineStuckError:
+        print("told")
+    await batcher.close()
+
+asyncio.run(main())
+print("ended")
+"""
+
+
+def test_a_process_whose_engine_never_comes_back_can_end():
+    ran = subprocess.run([sys.executable, "-P", "-c", HANGING], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "told\nended\n", "")

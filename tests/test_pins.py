@@ -2,7 +2,7 @@ import pytest
 
 from reidserve.errors import GenerationGoneError
 from reidserve.index import Snapshot
-from reidserve.server.pins import KEPT_SECONDS, MOST_KEPT, Pins
+from reidserve.server.queries.pins import KEPT_SECONDS, MOST_KEPT, Pins
 
 
 class Clock:

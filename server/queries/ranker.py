@@ -1,8 +1,10 @@
 """The ranker: queries that wait together are ranked in one pass over the gallery."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 
@@ -11,9 +13,14 @@ from reidserve.errors import QueryError
 from reidserve.index import Filter, Hit, Ranking, Snapshot
 from reidserve.index.rerank import Reranking, rerank
 from reidserve.index.search.ranking import NO_ROW, Rows
+from reidserve.index.search.snapshot import MAX_TOP_K
 
 MAX_SHORTLIST = 1000
 MAX_NEIGHBOURS = 1000
+DEEPER = 4
+"""How many times as deep it is looked where a search did not find enough identities."""
+
+_HITS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,8 @@ class Query:
         where: which entries may be found; None for every one.
         left_out: a row that must not be found, NO_ROW for none.
         shortlist: how the best are ordered again; None where they are not.
+        min_score: hits of a lower score are left out.
+        group_by_pid: of each identity only its best hit is found; entries of unknown identity are each their own.
     """
 
     snapshot: Snapshot
@@ -58,6 +67,8 @@ class Query:
     where: Filter | None = None
     left_out: int = NO_ROW
     shortlist: Shortlist | None = None
+    min_score: float = -math.inf
+    group_by_pid: bool = False
 
     @property
     def depth(self) -> int:
@@ -82,15 +93,15 @@ def rank_together(queries: Sequence[Query]) -> list[Found]:
     """What each query finds, which does not depend on its company.
 
     Queries of one snapshot, depth and filter share one pass over the embeddings; others would pay for the largest
-    depth, and no two filters let the same rows through.
+    depth, and no two filters let the same rows through. Where a query groups by identity and finds too few of them,
+    it is ranked deeper, alone.
     """
     answers: dict[int, Found] = {}
     for group in _groups(queries):
         one = group.first
         ranking = one.snapshot.search(group.embeddings, top_k=one.depth, where=one.where, left_out=group.left_out)
         for place, hits, rows in zip(group.places, one.snapshot.hits(ranking), ranking.rows, strict=True):
-            best = hits[0].score if hits else None
-            answers[place] = Found(_again(queries[place], hits, rows), best)
+            answers[place] = _found(queries[place], hits, rows)
     return [answers[place] for place in range(len(queries))]
 
 
@@ -137,14 +148,67 @@ def _groups(queries: Sequence[Query]) -> Iterator[_Group]:
         yield _Group(some[0], places, embeddings, np.array([query.left_out for query in some]))
 
 
+def _found(query: Query, hits: Sequence[Hit], rows: Rows) -> Found:
+    best = hits[0].score if hits else None
+    if query.shortlist is not None:
+        hits = _again(query, hits, rows)
+    chosen = _grouped(query, hits) if query.group_by_pid else _chosen(query, hits)
+    return Found([replace(hit, rank=rank) for rank, hit in enumerate(chosen, start=1)], best)
+
+
+def _chosen(query: Query, hits: Iterable[Hit]) -> list[Hit]:
+    """The first `top_k` hits of those with score enough, or those of `top_k` identities."""
+    enough = (hit for hit in hits if hit.score >= query.min_score)
+    return list(islice(_first_of_each(enough) if query.group_by_pid else enough, query.top_k))
+
+
 def _again(query: Query, hits: Sequence[Hit], rows: Rows) -> Sequence[Hit]:
-    """The best of a shortlist, ordered by distance; what is equally far stays by score and row."""
+    """The hits of a shortlist, ordered by distance; what is equally far stays by score and row."""
     if query.shortlist is None or not hits:
         return hits
     vectors = np.stack([query.snapshot.vector(row) for row in rows[: len(hits)].tolist()])
     distances = rerank(query.embedding[np.newaxis], vectors, query.shortlist.how)[0]
-    order = np.argsort(distances, kind="stable")[: query.top_k]
-    return [
-        replace(hits[place], rank=rank, reranked_distance=float(distances[place]))
-        for rank, place in enumerate(order.tolist(), start=1)
-    ]
+    order = np.argsort(distances, kind="stable")
+    return [replace(hits[place], reranked_distance=float(distances[place])) for place in order.tolist()]
+
+
+def _first_of_each(hits: Iterable[Hit]) -> Iterator[Hit]:
+    """Of each identity its first hit; what has none is its own."""
+    seen = set[str]()
+    for hit in hits:
+        pid = hit.entry.pid
+        if pid is None or pid not in seen:
+            yield hit
+        if pid is not None:
+            seen.add(pid)
+
+
+def _grouped(query: Query, hits: Sequence[Hit]) -> list[Hit]:
+    """The hits of `top_k` identities, looked for deeper and deeper; what is beyond a shortlist is not found.
+
+    Behind MAX_TOP_K hits comes the whole ranking, of an index that has one; of another they are all there is.
+    """
+    depth = query.depth
+    while True:
+        chosen = _chosen(query, hits)
+        at_end = len(hits) < depth or hits[-1].score < query.min_score
+        if len(chosen) == query.top_k or at_end or query.shortlist is not None:
+            return chosen
+        if depth == MAX_TOP_K:
+            return _chosen(query, _every_hit(query)) if query.snapshot.ranks_all else chosen
+        depth = min(DEEPER * depth, MAX_TOP_K)
+        (hits,) = query.snapshot.hits(_ranked_alone(query, depth))
+
+
+def _ranked_alone(query: Query, depth: int) -> Ranking:
+    return query.snapshot.search(
+        query.embedding[np.newaxis], top_k=depth, where=query.where, left_out=np.array([query.left_out])
+    )
+
+
+def _every_hit(query: Query) -> Iterator[Hit]:
+    left_out = np.array([query.left_out])
+    ranking = query.snapshot.rank_all(query.embedding[np.newaxis], where=query.where, left_out=left_out)
+    for start in range(0, ranking.rows.shape[1], _HITS_AT_ONCE):
+        some = slice(start, start + _HITS_AT_ONCE)
+        yield from query.snapshot.hits(Ranking(ranking.scores[:, some], ranking.rows[:, some]))[0]
