@@ -1,0 +1,1 @@
+"""Writing: entries into galleries that are searched meanwhile, durable before they are acknowledged."""
