@@ -11,7 +11,7 @@ from reidserve.errors import QueryError
 from reidserve.index import Entry, Hit
 from reidserve.index.filters import Condition, Filter
 from reidserve.proto.reid.v1 import reid_pb2
-from reidserve.server.messages import MAX_CONDITIONS, MAX_TEXTS, MAX_VALUES, hit_message, read_filter
+from reidserve.server.wire.messages import MAX_CONDITIONS, MAX_TEXTS, MAX_VALUES, hit_message, read_filter
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST, LAST = -62_135_596_800_000_000, 253_402_300_799_999_999

@@ -1,10 +1,12 @@
 """The service over real gRPC, on a gallery whose entries have times and attributes."""
 
 import asyncio
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -16,15 +18,24 @@ from grpc_status import rpc_status
 from reidserve.client import Client, Hit, Rerank
 from reidserve.client import Filter as Asked
 from reidserve.client.filters import filter_message
+from reidserve.embed import Check, Flavour
+from reidserve.errors import ReloadError
 from reidserve.index import Entry, Filter, Gallery, Origin, Record, Snapshot, open_gallery, read_snapshot
 from reidserve.index.rerank import Reranking, rerank
 from reidserve.index.storage.store import create_store
 from reidserve.proto.reid.v1 import reid_pb2
 from reidserve.proto.reid.v1.reid_pb2_grpc import GalleryServiceStub, SearchServiceStub
-from reidserve.server.calls import Calls
-from reidserve.server.messages import read_filter
-from reidserve.server.pipeline import Pipeline
-from reidserve.server.service import SERVICE, handlers
+from reidserve.server.call import Call, Caller
+from reidserve.server.deployment import Deployment, Served
+from reidserve.server.guard.gate import Gate
+from reidserve.server.queries.pipeline import Pipeline
+from reidserve.server.telemetry import Telemetry
+from reidserve.server.wire.calls import Calls
+from reidserve.server.wire.handlers import handlers
+from reidserve.server.wire.messages import read_filter
+from reidserve.server.wire.methods import SERVICE, Method
+from reidserve.server.wire.model import parity_of
+from reidserve.server.wire.service import methods
 from tests.conftest import DIM, unit_rows
 from tests.test_messages import WRONG
 
@@ -71,17 +82,34 @@ def snapshot(gallery: Path) -> Snapshot:
     return read_snapshot(gallery)
 
 
+async def no_reload(served: Served, request: reid_pb2.ReloadRequest, call: Call) -> reid_pb2.ReloadResponse:
+    raise ReloadError("this server has one model")
+
+
 @asynccontextmanager
-async def serving(galleries: dict[str, Gallery], embedder, *, patience: float = 30.0, threshold: float | None = None):
+async def serving(
+    galleries: dict[str, Gallery],
+    embedder,
+    *,
+    patience: float = 30.0,
+    threshold: float | None = None,
+    gate: Gate | None = None,
+    table: Sequence[Method] | None = None,
+    **told: Any,
+):
     """A server in this process: its target, pipeline and calls."""
-    calls, server = Calls(patience=patience), grpc.aio.server()
-    server.add_generic_rpc_handlers(handlers(calls))
+    deployment = Deployment()
+    calls, server = Calls(deployment, gate or Gate(), Telemetry(), **told), grpc.aio.server()
+    server.add_generic_rpc_handlers(handlers(calls, table or methods(no_reload), patience=patience))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    calls.pipeline = pipeline = Pipeline(embedder, galleries, threshold=threshold)
-    yield f"127.0.0.1:{port}", pipeline, calls
-    await server.stop(None)
-    await pipeline.close()
+    try:
+        pipeline = Pipeline(embedder, galleries, threshold=threshold)
+        await deployment.replace(Served(pipeline, {}, 0))
+        yield f"127.0.0.1:{port}", pipeline, calls
+    finally:
+        await server.stop(None)
+        await deployment.close()
 
 
 @pytest.fixture
@@ -397,19 +425,32 @@ async def test_a_page_of_long_entries_fits_a_message_and_the_rest_follows(tmp_pa
     [
         ({"page_size": -1}, "INVALID_ARGUMENT", "QUERY_INVALID", "page_size must be 0, for 1,000, or more, got -1"),
         ({"page_token": "x"}, "INVALID_ARGUMENT", "QUERY_INVALID", "a next_page_token that ListEntries gave, got 'x'"),
-        ({"page_token": "1." + "9" * 30}, "INVALID_ARGUMENT", "QUERY_INVALID", "a next_page_token that"),
+        ({"page_token": "MODEL.1." + "9" * 30}, "INVALID_ARGUMENT", "QUERY_INVALID", "a next_page_token that"),
         (
-            {"page_token": "1.5", "generation": 2},
+            {"page_token": "MODEL.1.5", "generation": 2},
             "INVALID_ARGUMENT",
             "QUERY_INVALID",
             "is of generation 1, and generation 2",
         ),
-        ({"page_token": "7.5"}, "FAILED_PRECONDITION", "GENERATION_GONE", "generation 7 of gallery 'labelled' is not"),
+        (
+            {"page_token": "MODEL.7.5"},
+            "FAILED_PRECONDITION",
+            "GENERATION_GONE",
+            "generation 7 of gallery 'labelled' is not",
+        ),
+        (
+            {"page_token": f"{'0' * 12}.1.5"},
+            "FAILED_PRECONDITION",
+            "GENERATION_GONE",
+            "is of a gallery of model 000000",
+        ),
         ({"generation": -5}, "FAILED_PRECONDITION", "GENERATION_GONE", "generation -5 of gallery 'labelled' is not"),
         ({"gallery": "mall"}, "NOT_FOUND", "GALLERY_NOT_FOUND", "there is no gallery 'mall' here, there is labelled"),
     ],
 )
-async def test_a_listing_that_cannot_be_is_refused(target: str, fields, code, reason, message):
+async def test_a_listing_that_cannot_be_is_refused(target: str, embedder, fields, code, reason, message):
+    if "page_token" in fields:
+        fields = fields | {"page_token": fields["page_token"].replace("MODEL", embedder.contract.identity[:12])}
     async with grpc.aio.insecure_channel(target) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await GalleryServiceStub(channel).ListEntries(reid_pb2.ListEntriesRequest(**fields))
@@ -425,3 +466,198 @@ async def test_bytes_that_are_no_message_are_refused_by_every_call(target, metho
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await (answer.read() if method.endswith("Rank") else answer)
     assert told(refusal.value) == ("INVALID_ARGUMENT", "REQUEST_INVALID")
+
+
+class Restricted(Gate):
+    """Lets in a caller who may search one gallery and do nothing else."""
+
+    def admit(self, arrival):
+        return Caller("guest", {"search": frozenset({"labelled"})})
+
+
+async def ask(target, method, request, **options):
+    """The answer to a call of one message for one, asked by its name."""
+    service, name = method.split("/")
+    response = getattr(reid_pb2, f"{name}Response")
+    async with grpc.aio.insecure_channel(target) as channel:
+        call = channel.unary_unary(
+            f"/reid.v1.{service}/{name}", lambda sent: sent.SerializeToString(), response.FromString
+        )
+        return await call(request, **options)
+
+
+async def refused(target: str, method: str, request, **options) -> tuple[str, str, str]:
+    """The status, reason and message that a call is refused with."""
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await ask(target, method, request, **options)
+    return *told(refusal.value), str(refusal.value.details())
+
+
+def floats(raw: bytes) -> np.ndarray:
+    return np.frombuffer(raw, "<f4")
+
+
+async def test_a_track_is_searched_by_the_mean_of_its_images(target: str, snapshot: Snapshot, embedder, crops: Path):
+    images = [path.read_bytes() for path in sorted(crops.iterdir())[:3]]
+    mean = embedder.embed_encoded(images).mean(axis=0)
+    expected = brute_force(snapshot, mean / np.linalg.norm(mean), 10, Filter())
+    answer = await ask(target, "SearchService/Search", reid_pb2.SearchRequest(track=reid_pb2.Track(images=images)))
+    assert [hit.entry_id for hit in answer.hits] == [entry.id for entry, _, _ in expected]
+    np.testing.assert_allclose([hit.score for hit in answer.hits], [score for _, score, _ in expected], atol=1e-6)
+    assert answer.batch_size >= 1
+    for count in (0, 65):
+        wrong = reid_pb2.SearchRequest(track=reid_pb2.Track(images=images[:1] * count))
+        assert await refused(target, "SearchService/Search", wrong) == (
+            *("INVALID_ARGUMENT", "QUERY_INVALID"),
+            f"a track must have 1 to 64 images, got {count}",
+        )
+
+
+async def test_of_each_identity_only_the_best_hit_is_found_where_that_is_asked(target: str, snapshot: Snapshot):
+    query = unit_rows(np.random.default_rng(20), 1, DIM)[0]
+    request = reid_pb2.SearchRequest(embedding=query.tobytes(), top_k=25, group_by_pid=True)
+    seen: set[str] = set()
+    expected = []
+    for one, score, _ in brute_force(snapshot, query, 400, Filter()):
+        if one.pid is None or one.pid not in seen:
+            expected.append((one.id, score))
+            seen |= {one.pid} - {None}
+    found = [(hit.entry_id, hit.score) for hit in (await ask(target, "SearchService/Search", request)).hits]
+    assert found == expected[:25]
+
+
+async def test_only_matches_are_found_where_there_is_a_threshold(gallery, embedder, snapshot: Snapshot):
+    query = unit_rows(np.random.default_rng(21), 1, DIM)[0]
+    request = reid_pb2.SearchRequest(embedding=query.tobytes(), top_k=25, only_matches=True)
+    scores = [float(score) for _, score, _ in brute_force(snapshot, query, 25, Filter())]
+    async with serving({"labelled": open_gallery(gallery)}, embedder, threshold=scores[6]) as (target, _, _):
+        answer = await ask(target, "SearchService/Search", request)
+    assert [hit.score for hit in answer.hits] == scores[:7]
+    async with serving({"labelled": open_gallery(gallery)}, embedder) as (target, _, _):
+        code, reason, _ = await refused(target, "SearchService/Search", request)
+    assert (code, reason) == ("FAILED_PRECONDITION", "THRESHOLD_MISSING")
+
+
+async def test_a_state_that_does_not_come_is_waited_for_up_to_the_deadline(target: str):
+    request = reid_pb2.SearchRequest(entry_id="n1", min_generation=1)
+    assert (await ask(target, "SearchService/Search", request)).generation == 1
+    request.min_generation = 2
+    code, _, _ = await refused(target, "SearchService/Search", request, timeout=0.3)
+    assert code in ("DEADLINE_EXCEEDED", "FAILED_PRECONDITION", "UNAVAILABLE")
+
+
+async def test_each_search_of_a_batch_is_answered_or_refused_as_it_would_be_alone(target, crops):
+    image = sorted(crops.iterdir())[0].read_bytes()
+    searches = [
+        {"image": image, "top_k": 3},
+        {"image": b"no image"},
+        {"entry_id": "n3"},
+        {"entry_id": "nobody"},
+        {"embedding": b"123"},
+        {"entry_id": "n4", "gallery": "mall"},
+        {"entry_id": "n5", "filter": {"camids": {"any_of": ["c1"]}}, "min_score": 0.1},
+        {},
+    ]
+    requests = [reid_pb2.SearchRequest(**fields) for fields in searches]
+    batch = await ask(target, "SearchService/BatchSearch", reid_pb2.BatchSearchRequest(requests=requests))
+    assert len(batch.results) == len(requests)
+    kinds = []
+    for request, result in zip(requests, batch.results, strict=True):
+        kinds.append(result.WhichOneof("result"))
+        if kinds[-1] == "response":
+            alone = await ask(target, "SearchService/Search", request)
+            assert list(result.response.hits) == list(alone.hits)
+            assert result.response.best_score == alone.best_score
+        else:
+            said = result.error.code, result.error.reason, result.error.message
+            assert said == await refused(target, "SearchService/Search", request)
+    assert kinds == ["response", "error", "response", "error", "error", "error", "response", "error"]
+
+
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        ([], "a batch must have 1 to 64 searches, got 0"),
+        ([{"entry_id": "n1"}] * 65, "a batch must have 1 to 64 searches, got 65"),
+        ([{"entry_id": "n1", "top_k": 5001}] * 2, "may ask for 10,000 hits together, its top_k make 10,002"),
+    ],
+)
+async def test_a_batch_that_cannot_be_is_refused_as_a_whole(target: str, requests, message):
+    said = await refused(target, "SearchService/BatchSearch", reid_pb2.BatchSearchRequest(requests=requests))
+    assert said[:2] == ("INVALID_ARGUMENT", "QUERY_INVALID")
+    assert message in said[2]
+
+
+async def test_an_entry_is_told_with_its_embedding_where_that_is_asked(target: str, snapshot: Snapshot):
+    entry, row = snapshot.find("n7"), snapshot.row("n7")
+    assert entry is not None
+    for with_embedding in (False, True):
+        request = reid_pb2.GetEntryRequest(entry_id="n7", with_embedding=with_embedding, generation=1)
+        answer = await ask(target, "GalleryService/GetEntry", request)
+        assert (answer.entry.row, answer.entry.entry_id, answer.generation) == (row, "n7", 1)
+        assert answer.entry.pid == (entry.pid or "")
+        assert floats(answer.embedding).tolist() == (snapshot.vector(row).tolist() if with_embedding else [])
+    for fields, code, reason in (
+        ({"entry_id": "nobody"}, "NOT_FOUND", "ENTRY_NOT_FOUND"),
+        ({"entry_id": ""}, "NOT_FOUND", "ENTRY_NOT_FOUND"),
+        ({"entry_id": "n7", "gallery": "mall"}, "NOT_FOUND", "GALLERY_NOT_FOUND"),
+        ({"entry_id": "n7", "generation": 9}, "FAILED_PRECONDITION", "GENERATION_GONE"),
+    ):
+        said = await refused(target, "GalleryService/GetEntry", reid_pb2.GetEntryRequest(**fields))
+        assert said[:2] == (code, reason), fields
+
+
+async def test_a_caller_is_told_only_of_galleries_that_it_may_search(gallery, embedder):
+    galleries = {name: open_gallery(gallery) for name in ("labelled", "secret")}
+    entry = {"entry_id": "n1"}
+    async with serving(dict(galleries), embedder) as (target, _, _):
+        listed = await ask(target, "GalleryService/ListGalleries", reid_pb2.ListGalleriesRequest())
+        one = await ask(target, "GalleryService/GetGallery", reid_pb2.GetGalleryRequest(gallery="secret"))
+        assert [found.name for found in listed.galleries] == ["labelled", "secret"]
+        assert listed.galleries[1] == one.gallery
+        assert (one.gallery.writable, one.gallery.damaged) == (False, 0)
+    galleries = {name: open_gallery(gallery) for name in ("labelled", "secret")}
+    async with serving(galleries, embedder, gate=Restricted()) as (target, _, _):
+        listed = await ask(target, "GalleryService/ListGalleries", reid_pb2.ListGalleriesRequest())
+        assert [found.name for found in listed.galleries] == ["labelled"]
+        await ask(target, "SearchService/Search", reid_pb2.SearchRequest(gallery="labelled", **entry))
+        mixed = [{"gallery": "labelled", **entry}, {"gallery": "secret", **entry}]
+        # What is not there is refused like what may not be searched: nobody learns which it is.
+        for method, request in (
+            ("SearchService/Search", reid_pb2.SearchRequest(gallery="secret", **entry)),
+            ("SearchService/Search", reid_pb2.SearchRequest(gallery="nowhere", **entry)),
+            ("SearchService/Search", reid_pb2.SearchRequest(**entry)),
+            ("SearchService/BatchSearch", reid_pb2.BatchSearchRequest(requests=mixed)),
+            ("GalleryService/GetGallery", reid_pb2.GetGalleryRequest(gallery="secret")),
+            ("GalleryService/GetEntry", reid_pb2.GetEntryRequest(gallery="secret", **entry)),
+            ("GalleryService/ListEntries", reid_pb2.ListEntriesRequest(gallery="secret")),
+            ("GalleryService/BatchDeleteEntries", reid_pb2.BatchDeleteEntriesRequest(gallery="labelled")),
+            ("ModelService/Reload", reid_pb2.ReloadRequest()),
+        ):
+            code, reason, message = await refused(target, method, request)
+            assert (code, reason) == ("PERMISSION_DENIED", "PERMISSION_DENIED"), method
+            assert "key 'guest' does not allow scope" in message
+
+
+async def test_the_model_is_described(gallery, embedder):
+    async with serving({"labelled": open_gallery(gallery)}, embedder, threshold=0.5) as (target, _, _):
+        said = await ask(target, "ModelService/GetModel", reid_pb2.GetModelRequest())
+    contract = embedder.contract
+    assert (said.model.identity, said.model.engine) == (contract.identity, embedder.engine)
+    assert (said.height, said.width, said.dim) == (contract.height, contract.width, contract.dim)
+    assert (said.backbone, said.threshold, said.parity_json, said.reloads) == ("", 0.5, "", 0)
+
+
+def test_what_the_gate_measured_of_the_flavour_that_runs_is_told():
+    check = Check(engine="int8/onnxruntime-cpu", data="d" * 64, queries=20, cosine=0.98, change=-0.1)
+    other = Check(engine="int8/openvino-cpu", data="d" * 64, queries=20, cosine=0.97)
+    flavour = Flavour(precision="int8", checks=(check, other))
+
+    class Running:
+        contract = type("Contract", (), {"flavours": {"model.int8.onnx": flavour}, "plans": {}})
+        engine = "int8/onnxruntime-cpu"
+
+    said = json.loads(parity_of(Running))
+    assert (said["engine"], said["cosine"], said["change"]) == ("int8/onnxruntime-cpu", 0.98, -0.1)
+    Running.engine = "fp32/onnxruntime-cpu"
+    assert parity_of(Running) == ""

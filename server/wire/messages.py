@@ -3,14 +3,17 @@
 import re
 from collections.abc import Mapping
 
+import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from reidserve.errors import QueryError
+from reidserve.embed import Embedding
+from reidserve.errors import GenerationGoneError, QueryError
 from reidserve.index import Entry, Hit
 from reidserve.index.filters import Condition, Filter, Test
 from reidserve.index.rerank import Reranking
 from reidserve.proto.reid.v1 import reid_pb2
-from reidserve.server.ranker import Shortlist
+from reidserve.server.queries.pipeline import Pipeline
+from reidserve.server.queries.ranker import Shortlist
 
 MAX_CONDITIONS = 64
 MAX_TEXTS, MAX_VALUES = 100_000, 10_000
@@ -20,7 +23,7 @@ where others wait: 0.5 us a text and 2.6 us a value."""
 # What a google.protobuf.Timestamp may say: the years 1 to 9999.
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
-_TOKEN = re.compile("([0-9]{1,18})[.]([0-9]{1,18})")
+_TOKEN = re.compile("([0-9a-f]{12})[.]([0-9]{1,18})[.]([0-9]{1,18})")
 
 _TESTS: Mapping[str, Test] = {
     "equal": "==",
@@ -62,21 +65,54 @@ def read_shortlist(message: reid_pb2.Rerank) -> Shortlist:
     return Shortlist(how=how) if length is None else Shortlist(length, how)
 
 
-def page_token(generation: int, row: int) -> str:
-    """What asks for the entries behind a row of one state of a gallery."""
-    return f"{generation}.{row}"
+def read_embedding(raw: bytes) -> Embedding:
+    """The numbers of an embedding.
+
+    Raises:
+        QueryError: they are no whole ones.
+    """
+    if len(raw) % 4:
+        raise QueryError(f"an embedding is little-endian float32, 4 bytes a number; got {len(raw)} bytes")
+    return np.frombuffer(raw, "<f4")
 
 
-def read_page_token(token: str) -> tuple[int, int]:
-    """The generation and the row of a page token.
+def set_generation(
+    request: reid_pb2.SearchRequest
+    | reid_pb2.RankRequest
+    | reid_pb2.GetGalleryRequest
+    | reid_pb2.GetEntryRequest
+    | reid_pb2.ListEntriesRequest,
+) -> int | None:
+    """The generation that a request names; None for the newest."""
+    return request.generation if request.HasField("generation") else None
+
+
+def page_token(identity: str, generation: int, row: int) -> str:
+    """What asks for the entries behind a row of one state of a gallery, of the model that has this identity."""
+    return f"{identity[:12]}.{generation}.{row}"
+
+
+def read_page_token(token: str, *, identity: str) -> tuple[int, int]:
+    """The generation and the row of a page token; `identity` is of the model that serves.
 
     Raises:
         QueryError: it is none of ours.
+        GenerationGoneError: another model has taken the place of the one that it is of, with another gallery.
     """
     found = _TOKEN.fullmatch(token)
     if found is None:
         raise QueryError(f"page_token must be a next_page_token that ListEntries gave, got {token[:40]!r}")
-    return int(found[1]), int(found[2])
+    if not identity.startswith(found[1]):
+        raise GenerationGoneError(
+            f"page_token is of a gallery of model {found[1]}, which was replaced: begin again with the first page"
+        )
+    return int(found[2]), int(found[3])
+
+
+def model_message(pipeline: Pipeline) -> reid_pb2.Model:
+    """The message that says a pipeline's model."""
+    embedder = pipeline.embedder
+    return reid_pb2.Model(identity=embedder.contract.identity, engine=embedder.engine, unverified=embedder.unverified)
 
 
 def hit_message(hit: Hit) -> reid_pb2.Hit:
