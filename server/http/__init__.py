@@ -1,0 +1,1 @@
+"""HTTP beside gRPC: the same calls as JSON, health, metrics."""
