@@ -1,70 +1,34 @@
 """Serving: a server's life from a bound port through loading and answering to a drained stop."""
 
 import asyncio
-import concurrent.futures
 import logging
+import os
 import signal
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import grpc
-from grpc_health.v1 import health, health_pb2
-from grpc_health.v1.health import aio as health_aio
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
-from grpc_reflection.v1alpha import reflection
+from reidserve.errors import ConfigError
+from reidserve.server.assembly import Assembly
+from reidserve.server.deployment import Deployment, Served
+from reidserve.server.guard.audit import Audit
+from reidserve.server.guard.gate import Gate
+from reidserve.server.guard.tls import Certificate, watch_certificate
+from reidserve.server.guard.watched import Watched
+from reidserve.server.health import Health
+from reidserve.server.listening import listening
+from reidserve.server.loading import in_background, load
+from reidserve.server.reloading import Reloading
+from reidserve.server.settings import Settings
+from reidserve.server.telemetry.telemetry import Telemetry, open_telemetry
+from reidserve.server.wire.calls import Calls
+from reidserve.server.wire.methods import Method
+from reidserve.server.wire.service import methods as methods_of
 
-from reidserve.embed import Device, Embedder, Precision, open_embedder
-from reidserve.embed.images import MAX_BYTES
-from reidserve.errors import GalleryError, ServerError
-from reidserve.index import Gallery, IndexDevice, IndexKind, open_gallery
-from reidserve.index.threshold import Threshold, read_threshold
-from reidserve.server.calls import Calls
-from reidserve.server.pipeline import Pipeline
-from reidserve.server.service import GALLERY_SERVICE, SERVICE, handlers
-
-# Room for the largest image and what stands around it, so that our own error meets an image that is too large.
-_MAX_MESSAGE = 2 * MAX_BYTES
-_UNLIMITED = 2**20
-_KEEPALIVE_MILLISECONDS = 60_000
 _REFRESH_SECONDS = 1.0
-_NAMED_DAMAGES = 20
-_LAST_WORDS_SECONDS = 1.0  # for replies that are on their way when the last call is done
 
 _logger = logging.getLogger(__name__)
-
-_Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What to serve, and where.
-
-    Attributes:
-        model: the artifact's folder.
-        galleries: the galleries' folders; each is named by its folder without .gallery.
-        listen: host:port; port 0 takes a free one.
-        device: what runs the model.
-        grace: how long calls under way may take after SIGTERM, seconds.
-        index: how rows are searched.
-        index_device: where rows are searched.
-        max_memory: what each gallery's entries may take, bytes; None for no limit.
-        threshold: the file of the model's calibrated threshold; None for none.
-        precision: which flavour of the model runs.
-    """
-
-    model: Path
-    galleries: Sequence[Path]
-    listen: str
-    device: Device
-    grace: float
-    index: IndexKind = "auto"
-    index_device: IndexDevice = "cpu"
-    max_memory: int | None = None
-    threshold: Path | None = None
-    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,152 +36,149 @@ class Ready:
     """A server that answers.
 
     Attributes:
-        address: where it listens.
-        pipeline: what answers.
+        address: where it listens for gRPC.
+        http: where it listens for HTTP; None where it does not.
+        served: what answers.
     """
 
     address: str
-    pipeline: Pipeline
+    http: str | None
+    served: Served
 
 
 async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then finish the calls under way and return.
+    """Serve until SIGTERM or SIGINT, then finish the calls under way and return; a second signal ends the process.
 
-    The port is bound first and health is NOT_SERVING until the model is warm, its canaries hold and the galleries
+    The ports are bound first and health is NOT_SERVING until the model is warm, its canaries hold and the galleries
     are open.
 
     Raises:
-        ServerError: the address cannot be listened on.
+        ServerError: an address cannot be listened on.
+        ConfigError: a file that it was told to use cannot be.
         ArtifactError, DeviceError, GalleryError, ThresholdError: what was to be served cannot be.
     """
-    _check_address(settings.listen)
+    deployment = Deployment()
+    stop = _stopping(deployment)
+    async with AsyncExitStack() as opened:
+        audit = Audit(settings.audit)
+        opened.callback(audit.close)
+        telemetry = open_telemetry(metrics=settings.metrics, otlp=settings.otlp, ratio=settings.trace_ratio)
+        opened.callback(telemetry.close)
+        opened.push_async_callback(deployment.close)
+        telemetry.watch(deployment)
+
+        assemble = Assembly(settings, telemetry, audit)
+        methods = methods_of(Reloading(deployment, assemble, settings, audit).reload)
+        gate = Gate(settings.keys)
+        calls = Calls(deployment, gate, telemetry, default_deadline=settings.deadline, audit=audit)
+        health, certificate = Health(deployment), _certificate(settings)
+        await health.tell()
+        address = await opened.enter_async_context(listening(settings, calls, methods, health, gate, certificate))
+        http = await opened.enter_async_context(
+            _listening_http(settings, calls, deployment, telemetry, methods, certificate)
+        )
+
+        loading = in_background(lambda: load(settings))
+        if not await _before(loading, stop):
+            return
+        served = await assemble(await loading, None)
+        await deployment.replace(served)
+        async with _running(health.watch()):
+            async with _running(_keep_fresh(deployment)):
+                await health.tell()
+                on_ready(Ready(address, http, served))
+                await stop.wait()
+            deployment.leave()
+            await health.tell()
+            await asyncio.sleep(settings.probe_period)
+            await deployment.drain(grace=settings.grace)
+
+
+def _stopping(deployment: Deployment) -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; the second ends the process at once."""
     stop = asyncio.Event()
+
+    def heed() -> None:
+        if not stop.is_set():
+            stop.set()
+            return
+        # Whatever hangs is not waited for: what was acknowledged is on the disk.
+        _logger.critical("stopped at once: %s calls under way were cut off", deployment.under_way)
+        logging.shutdown()
+        os._exit(1)
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, heed)
+    return stop
 
-    calls, checks = Calls(), health_aio.HealthServicer()
-    server, address = await _start(settings.listen, calls, checks)
+
+async def _before(work: "asyncio.Future[Any]", stop: asyncio.Event) -> bool:
+    """Whether work was done before somebody stopped it."""
+    stopping = asyncio.create_task(stop.wait())
+    first: set[asyncio.Future[Any]] = {work, stopping}
+    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    return not stop.is_set()
+
+
+def _certificate(settings: Settings) -> Watched[Certificate] | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return watch_certificate(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+
+
+@asynccontextmanager
+async def _listening_http(
+    settings: Settings,
+    calls: Calls,
+    deployment: Deployment,
+    telemetry: Telemetry,
+    methods: Sequence[Method],
+    certificate: Watched[Certificate] | None,
+) -> AsyncIterator[str | None]:
+    """Answer HTTP where that was asked for; the block gets the address."""
+    if settings.http is None:
+        yield None
+        return
     try:
-        loading = _in_background(lambda: _load(settings))
-        stopping = asyncio.create_task(stop.wait())
-        first: set[asyncio.Future[Any]] = {loading, stopping}
-        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        if stop.is_set():
-            return
-        embedder, galleries, threshold = await loading
-        pipeline = Pipeline(embedder, galleries, threshold=None if threshold is None else threshold.score)
-        refreshing = asyncio.create_task(_keep_fresh(pipeline))
-        calls.pipeline = pipeline
-        await _tell(checks, serving=True)
-        on_ready(Ready(address, pipeline))
-        await stopping
-        await checks.enter_graceful_shutdown()
-        await calls.drain(grace=settings.grace)
-        await server.stop(_LAST_WORDS_SECONDS)
-        refreshing.cancel()
-        await asyncio.gather(refreshing, return_exceptions=True)
-        await pipeline.close()
+        from reidserve.server.http.app import make_app
+        from reidserve.server.http.listening import listening_http
+    except ImportError as error:
+        raise ConfigError(
+            f"--http needs packages that are not installed ({error.name}): pip install 'reidserve[http]'"
+        ) from error
+    app = make_app(
+        calls,
+        telemetry,
+        methods,
+        ready=lambda: deployment.is_serving and not deployment.is_stuck,
+        message_bytes=settings.message_bytes,
+        described=settings.reflection,
+    )
+    async with listening_http(app, settings.http, certificate) as address:
+        yield address
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Work in the background while the block lasts."""
+    task = asyncio.create_task(work)
+    try:
+        yield
     finally:
-        await server.stop(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
-def _in_background(work: Callable[[], _Result]) -> "asyncio.Future[_Result]":
-    """Work on a thread that nobody waits for when the process is to end: loading a large gallery takes minutes."""
-    done: concurrent.futures.Future[_Result] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001  # whoever waits gets it
-            done.set_exception(error)
-        else:
-            done.set_result(result)
-
-    threading.Thread(target=run, name="loading", daemon=True).start()
-    return asyncio.wrap_future(done)
-
-
-async def _start(listen: str, calls: Calls, checks: health_aio.HealthServicer) -> tuple[grpc.aio.Server, str]:
-    # Without so_reuseport 0 two servers would share a port in silence.
-    server = grpc.aio.server(
-        options=[
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", _MAX_MESSAGE),
-            # A caller whose machine is gone holds nothing for longer; gRPC would take two hours to notice.
-            ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
-            # Above 1,000 waiting calls gRPC cancels some at random, without a word: admission is the pipeline's.
-            ("grpc.server.max_pending_requests", _UNLIMITED),
-            ("grpc.server.max_pending_requests_hard_limit", _UNLIMITED),
-        ]
-    )
-    server.add_generic_rpc_handlers(handlers(calls))
-    add_HealthServicer_to_server(checks, server)
-    reflection.enable_server_reflection(
-        (SERVICE, GALLERY_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-    )
-    await _tell(checks, serving=False)
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise ServerError(f"{listen} cannot be listened on: is the port in use?") from error
-    await server.start()
-    return server, f"{listen.rpartition(':')[0]}:{port}"
-
-
-def _check_address(listen: str) -> None:
-    # gRPC takes 127.0.0.1:99999 for another port, and listens there.
-    host, _, port = listen.rpartition(":")
-    if not (host and listen.isascii() and port.isdigit() and int(port) < 2**16) or host.startswith("unix"):
-        raise ServerError(f"--listen must be host:port with a port up to 65535, got {listen!r}")
-
-
-async def _tell(checks: health_aio.HealthServicer, *, serving: bool) -> None:
-    statuses = health_pb2.HealthCheckResponse
-    status = statuses.SERVING if serving else statuses.NOT_SERVING
-    for name in (health.OVERALL_HEALTH, SERVICE, GALLERY_SERVICE):
-        await checks.set(name, status)
-
-
-def _load(settings: Settings) -> tuple[Embedder, dict[str, Gallery], Threshold | None]:
-    embedder = open_embedder(settings.model, precision=settings.precision, device=settings.device)
-    if embedder.unverified:
-        _logger.warning(
-            "the model runs unverified: %s was not held to fp32 on data (reid-export --verify)", embedder.engine
-        )
-    identity = embedder.contract.identity
-    threshold = None if settings.threshold is None else read_threshold(settings.threshold, identity=identity)
-    galleries: dict[str, Gallery] = {}
-    for folder in settings.galleries:
-        name = folder.absolute().name.removesuffix(".gallery")
-        if name in galleries:
-            raise GalleryError(f"two galleries are named {name!r}: rename a folder")
-        opened = open_gallery(
-            folder,
-            identity=identity,
-            kind=settings.index,
-            device=settings.index_device,
-            max_memory=settings.max_memory,
-        )
-        galleries[name] = opened
-        if opened.origin.engine != embedder.engine:
-            _logger.warning(
-                "gallery %s was embedded by %s, queries are by %s: scores differ a little from those of one engine",
-                name,
-                opened.origin.engine,
-                embedder.engine,
-            )
-        for damage in opened.snapshot.damaged[:_NAMED_DAMAGES]:
-            _logger.warning("gallery %s serves without entry %r: %s (reid-index verify)", name, damage.id, damage.fault)
-    return embedder, galleries, threshold
-
-
-async def _keep_fresh(pipeline: Pipeline) -> None:
+async def _keep_fresh(deployment: Deployment) -> None:
+    """Let galleries catch up with what other processes write."""
     told = ""
     while True:
         await asyncio.sleep(_REFRESH_SECONDS)
         try:
-            await pipeline.refresh()
+            with deployment.lent() as served:
+                await served.pipeline.refresh()
             told = ""
         except Exception as error:  # noqa: BLE001  # whatever it is, serving goes on
             if str(error) != told:

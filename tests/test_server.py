@@ -7,7 +7,9 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -20,11 +22,14 @@ from reidserve.client import Client
 from reidserve.datasets import read_crops
 from reidserve.embed import Embedder, open_embedder
 from reidserve.errors import EntryNotFoundError, OverloadedError, QueryError, ReidError, RequestError
-from reidserve.index import Origin, build_gallery, read_snapshot
+from reidserve.index import Origin, build_gallery, open_gallery, read_snapshot
 from reidserve.index.storage.store import create_store
 from reidserve.index.threshold import Threshold, write_threshold
 from reidserve.proto.reid.v1 import reid_pb2
-from reidserve.server.service import GALLERY_SERVICE, SERVICE
+from reidserve.server.call import Scope
+from reidserve.server.guard.keys import Key, add_key, make_secret
+from reidserve.server.guard.keys_file import change_keys
+from reidserve.server.wire.methods import GALLERY_SERVICE, MODEL_SERVICE, SERVICE
 from tests.conftest import BIN, Server, run_command, start_server, stop_server, write_crops
 
 
@@ -106,7 +111,7 @@ IMAGE = b"\x89PNG\r\n\x1a\n but not really"
 @pytest.mark.parametrize(
     ("request_fields", "code", "reason", "message"),
     [
-        ({"top_k": 5}, "INVALID_ARGUMENT", "QUERY_INVALID", "expected an image, an embedding or an entry_id"),
+        ({"top_k": 5}, "INVALID_ARGUMENT", "QUERY_INVALID", "expected an image, a track, an embedding or an entry_id"),
         ({"image": b""}, "INVALID_ARGUMENT", "IMAGE_INVALID", "got no bytes"),
         ({"image": IMAGE}, "INVALID_ARGUMENT", "IMAGE_INVALID", "expected a JPEG, PNG, WEBP, BMP image"),
         ({"image": bytes(17 * 2**20)}, "INVALID_ARGUMENT", "IMAGE_TOO_LARGE", "16,777,216 bytes, got 17,825,792"),
@@ -152,7 +157,7 @@ def test_bytes_that_are_no_message_are_refused_under_the_table(server):
 
 
 def test_every_error_of_the_tree_has_a_status_and_nothing_unplanned_leaks():
-    from reidserve.server.status import status_of
+    from reidserve.server.wire.status import status_of
 
     assert status_of(EntryNotFoundError("x")) == (grpc.StatusCode.NOT_FOUND, "ENTRY_NOT_FOUND", "x")
     assert status_of(QueryError("x"))[0] is grpc.StatusCode.INVALID_ARGUMENT
@@ -164,7 +169,7 @@ def test_every_error_of_the_tree_has_a_status_and_nothing_unplanned_leaks():
 
 
 def test_health_says_serving_for_the_server_and_its_services(server):
-    said = {health(server.target, name) for name in ("", SERVICE, GALLERY_SERVICE)}
+    said = {health(server.target, name) for name in ("", SERVICE, GALLERY_SERVICE, MODEL_SERVICE)}
     assert said == {health_pb2.HealthCheckResponse.SERVING}
 
 
@@ -301,7 +306,7 @@ def test_what_another_process_writes_is_served_without_a_restart(tmp_path: Path,
     crops, out = tmp_path / "crops", tmp_path / "live.gallery"
     write_crops(crops, pids=3)
     build_gallery(read_crops(crops), crops, out, embedder)
-    running = start_server("--model", model, "--gallery", out)
+    running = start_server("--model", model, "--gallery", out, "--read-only")
     try:
         with Client(running.target) as client:
             before = client.search_entry("0001_c1s1_000000_00.png", 100)
@@ -327,7 +332,7 @@ def test_sigterm_answers_what_is_under_way_and_then_exits_with_0(model: Path, ga
     answered, refused, stop = [], [], threading.Event()
 
     def ask(place: int) -> None:
-        with Client(running.target) as client:
+        with Client(running.target, retries=0) as client:
             while not stop.is_set():
                 try:
                     answered.append(len(client.search(images[place % len(images)], 5).hits))
@@ -386,7 +391,7 @@ def health(target: str, service: str = "") -> int:
 def test_a_loading_server_says_so_and_serves_when_it_has_loaded(slow, model: Path):
     process, target, pipe = slow
     assert health(target) == health(target, SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
-    with Client(target) as client:
+    with Client(target, retries=0) as client:
         for ask in (client.search_entry, client.rank_entry, client.gallery, lambda name: list(client.entries(name))):
             with pytest.raises(RequestError, match="loading or draining") as refusal:
                 ask("0001_c1s1_000000_00.png")
@@ -403,6 +408,106 @@ def test_sigterm_while_loading_ends_the_server_though_loading_never_would(slow):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
     assert (process.returncode, output) == (0, "")
+
+
+def test_on_sigterm_health_says_so_first_and_calls_are_answered_for_a_probe_period(model: Path, gallery: Path):
+    running = start_server("--model", model, "--gallery", gallery, "--probe-period", 2)
+    with Client(running.target) as client:
+        running.process.send_signal(signal.SIGTERM)
+        signalled = time.monotonic()
+        while health(running.target) == health_pb2.HealthCheckResponse.SERVING:
+            assert time.monotonic() < signalled + 1
+        assert health(running.target, MODEL_SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert len(client.search_entry("0001_c1s1_000000_00.png", 5).hits) == 5
+        assert time.monotonic() < signalled + 2
+    assert running.process.wait(30) == 0
+    assert time.monotonic() > signalled + 2
+    assert running.process.stdout is not None
+    running.process.stdout.close()
+
+
+def test_a_second_signal_ends_the_server_at_once(model: Path, gallery: Path):
+    process = subprocess.Popen(
+        [
+            *(BIN / "reid-serve", "--listen", "127.0.0.1:0", "--json", "--model", model, "--gallery", gallery),
+            *("--probe-period", "600"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    target = json.loads(process.stdout.readline())["listening"]
+    process.send_signal(signal.SIGTERM)
+    while health(target) == health_pb2.HealthCheckResponse.SERVING:
+        pass
+    process.send_signal(signal.SIGINT)
+    _, log = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert "stopped at once: 0 calls under way were cut off" in log
+    with closing(open_gallery(gallery, write=True)):  # nobody holds it any more
+        pass
+
+
+def test_a_server_is_the_one_writer_of_its_gallery_unless_it_only_reads(tmp_path: Path, model: Path, gallery: Path):
+    out = tmp_path / "own.gallery"
+    shutil.copytree(gallery, out)
+    running = start_server("--model", model, "--gallery", out)
+    try:
+        second = run_command("reid-serve", "--model", model, "--gallery", out, "--listen", "127.0.0.1:0")
+        reader = start_server("--model", model, "--gallery", out, "--read-only")
+        assert stop_server(reader) == 0
+    finally:
+        assert stop_server(running) == 0
+    assert second.returncode == 1
+    assert f"own.gallery is being written to by process {running.process.pid}" in second.stderr
+    assert "end that first, or give --read-only to serve what another process writes" in second.stderr
+
+
+def test_where_there_are_keys_only_those_of_the_admin_scope_reflect(tmp_path: Path, model: Path, gallery: Path):
+    tokens = {}
+    scopes: dict[str, Scope] = {"searcher": "search", "keeper": "admin"}
+    for name, scope in scopes.items():
+        secret, tokens[name] = make_secret()
+        key = Key(name=name, scopes={scope: ("*",)}, secrets=(secret,))
+        change_keys(tmp_path / "keys.json", lambda keys: add_key(keys, key))  # noqa: B023  # called at once
+    running = start_server("--model", model, "--gallery", gallery, "--keys", tmp_path / "keys.json")
+    refused = {}
+    try:
+        with grpc.insecure_channel(running.target) as channel:
+            reflect: Any = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+            for name, metadata in (("nobody", ()), ("searcher", (("authorization", f"Bearer {tokens['searcher']}"),))):
+                with pytest.raises(grpc.RpcError) as refusal:
+                    next(reflect(iter([b""]), metadata=metadata))
+                refused[name] = (refusal.value.code().name, refusal.value.details())
+        listed = subprocess.run(
+            [
+                *(BIN / "buf", "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--list-methods"),
+                *("--reflect-header", f"authorization: Bearer {tokens['keeper']}", f"http://{running.target}"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        assert stop_server(running) == 0
+    assert refused == {
+        "nobody": ("UNAUTHENTICATED", "this server asks for a key: send authorization: Bearer reid_..."),
+        "searcher": ("PERMISSION_DENIED", "key 'searcher' does not allow scope admin"),
+    }
+    assert "reid.v1.ModelService/Reload" in listed.stdout, listed.stderr
+
+
+def test_reflection_can_be_off(model: Path, gallery: Path):
+    running = start_server("--model", model, "--gallery", gallery, "--no-reflection")
+    try:
+        with grpc.insecure_channel(running.target) as channel:
+            reflect: Any = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+            with pytest.raises(grpc.RpcError) as refusal:
+                next(reflect(iter([b""])))
+    finally:
+        assert stop_server(running) == 0
+    assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_a_port_in_use_is_refused_in_one_line(model: Path, gallery: Path):
