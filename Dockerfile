@@ -26,4 +26,4 @@ from grpc_health.v1 import health_pb2 as pb, health_pb2_grpc as rpc; \
 channel = grpc.insecure_channel('127.0.0.1:50051'); \
 sys.exit(rpc.HealthStub(channel).Check(pb.HealthCheckRequest(), timeout=2).status != pb.HealthCheckResponse.SERVING)"]
 ENTRYPOINT ["reid-serve"]
-CMD ["--model", "model", "--gallery", "gallery.gallery", "--listen", "0.0.0.0:50051"]
+CMD ["--model", "model", "--gallery", "gallery.gallery", "--listen", "0.0.0.0:50051", "--insecure"]

@@ -67,17 +67,18 @@ def write_bytes(size: int) -> str:
     return f"{size} B"
 
 
-def _read_memory(_: type, tokens: Sequence[Token]) -> int:
+def _read_size(_: type, tokens: Sequence[Token]) -> int:
     try:
         return read_bytes(tokens[0].value)
     except UsageError as error:
         raise ValueError(str(error)) from error
 
 
+Size = Annotated[int, Parameter(converter=_read_size)]
 Memory = Annotated[
     int | None,
     Parameter(
-        converter=_read_memory,
+        converter=_read_size,
         show_default=False,
         help="What the gallery's entries may take in memory where it is served, such as 8GB; a write that would "
         "take more is refused.",
