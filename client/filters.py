@@ -68,7 +68,7 @@ class Filter:
                 object.__setattr__(self, name, _texts(name, getattr(self, name)))
         for name in ("since", "until"):
             if getattr(self, name) is not None:
-                _check_time(name, getattr(self, name))
+                _check_time(f"a filter's {name}", getattr(self, name))
         object.__setattr__(self, "attributes", _conditions(self.attributes))
 
 
@@ -76,8 +76,8 @@ def filter_message(where: Filter) -> reid_pb2.Filter:
     """The message that says a filter."""
     message = reid_pb2.Filter(
         exclude_camids=sorted(where.not_camids),
-        since=_timestamp(where.since),
-        until=_timestamp(where.until),
+        since=write_time("since", where.since),
+        until=write_time("until", where.until),
         attributes=map(_condition_message, where.attributes),
     )
     for name in ("ids", "pids", "camids"):
@@ -90,6 +90,28 @@ def filter_message(where: Filter) -> reid_pb2.Filter:
 def read_time(time: Timestamp) -> datetime:
     """The time, in UTC, that a message says."""
     return _EPOCH + timedelta(seconds=time.seconds, microseconds=time.nanos // 1000)
+
+
+def write_time(name: str, when: datetime | None) -> Timestamp | None:
+    """The message that says a time.
+
+    Raises:
+        QueryError: it has no time zone, or no Timestamp may say it.
+    """
+    if when is None:
+        return None
+    _check_time(name, when)
+    seconds, microseconds = divmod((when - _EPOCH) // _MICROSECOND, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=microseconds * 1000)
+
+
+def write_attributes(attributes: Mapping[str, Attribute]) -> dict[str, reid_pb2.Value]:
+    """The messages that say attributes, by name.
+
+    Raises:
+        QueryError: one is no text, finite number or boolean.
+    """
+    return {name: _write_value(_attribute(name, value, "")) for name, value in attributes.items()}
 
 
 def read_attributes(values: Mapping[str, reid_pb2.Value]) -> dict[str, Attribute]:
@@ -110,9 +132,9 @@ def _texts(name: str, given: object) -> frozenset[str]:
 
 def _check_time(name: str, given: object) -> None:
     if not isinstance(given, datetime) or given.utcoffset() is None:
-        raise QueryError(f"a filter's {name} must be a datetime with a time zone, got {given!r}")
+        raise QueryError(f"{name} must be a datetime with a time zone, got {given!r}")
     if not _FIRST <= given <= _LAST:
-        raise QueryError(f"a filter's {name} must be of the years 1 to 9999 in UTC, got {given!r}")
+        raise QueryError(f"{name} must be of the years 1 to 9999 in UTC, got {given!r}")
 
 
 def _conditions(given: object) -> tuple[Condition, ...]:
@@ -139,7 +161,7 @@ def _condition(given: object) -> Condition:
     )
 
 
-def _attribute(name: str, value: object) -> Attribute:
+def _attribute(name: str, value: object, how: str = "compared with ") -> Attribute:
     match value:
         case bool():
             return value
@@ -147,36 +169,29 @@ def _attribute(name: str, value: object) -> Attribute:
             if abs(value) <= _MAX_INTEGER:
                 return value
             # Python refuses to write an integer of more than 4300 digits.
-            raise QueryError(f"{name} must be compared with integers up to 2**53, got {value.bit_length()} bits")
+            raise QueryError(f"{name} must be {how}integers up to 2**53, got {value.bit_length()} bits")
         case float() if isfinite(value):
             return value
         case str() if _is_unicode(value):
             return value
-    raise QueryError(f"{name} must be compared with text in Unicode, a finite number or a boolean, got {value!r}")
+    raise QueryError(f"{name} must be {how}text in Unicode, a finite number or a boolean, got {value!r}")
 
 
 def _is_unicode(text: str) -> bool:
     return not _SURROGATE.search(text)
 
 
-def _timestamp(when: datetime | None) -> Timestamp | None:
-    if when is None:
-        return None
-    seconds, microseconds = divmod((when - _EPOCH) // _MICROSECOND, 1_000_000)
-    return Timestamp(seconds=seconds, nanos=microseconds * 1000)
-
-
 def _condition_message(condition: Condition) -> reid_pb2.AttributeCondition:
     name, test, given = condition
     message = reid_pb2.AttributeCondition(name=name)
     if isinstance(given, str | int | float):
-        getattr(message, _FIELDS[test]).CopyFrom(_value_message(given))
+        getattr(message, _FIELDS[test]).CopyFrom(_write_value(given))
     else:
-        message.any_of.CopyFrom(reid_pb2.Values(values=map(_value_message, given)))
+        message.any_of.CopyFrom(reid_pb2.Values(values=map(_write_value, given)))
     return message
 
 
-def _value_message(value: Attribute) -> reid_pb2.Value:
+def _write_value(value: Attribute) -> reid_pb2.Value:
     match value:
         case bool():
             return reid_pb2.Value(boolean=value)

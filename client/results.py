@@ -1,4 +1,4 @@
-"""What a server answers with, as values."""
+"""What a server answers to a search, as values."""
 
 import sys
 from array import array
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from reidserve.client.filters import Attribute, read_attributes, read_time
+from reidserve.client.refusals import read_refusal
+from reidserve.errors import RequestError
 from reidserve.proto.reid.v1 import reid_pb2
 
 
@@ -49,6 +51,8 @@ class SearchResult:
         threshold: the score from which on two images are said to be of one identity; None where the server has none.
         match: whether the best score reaches it; None where the server has none.
         best_score: of all that may be found, whatever was left out or re-ranked; None where nothing may be.
+        batch_size: how many images the engine computed together with the query's; 0 where none was.
+        unverified: the engine was not held to fp32 on data: rankings may be worse than the model's.
     """
 
     hits: Sequence[Hit]
@@ -59,6 +63,8 @@ class SearchResult:
     threshold: float | None = None
     match: bool | None = None
     best_score: float | None = None
+    batch_size: int = 0
+    unverified: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class Ranked:
         model: identity of the server's model.
         engine: what computed it, such as "fp32/onnxruntime-cpu".
         generation: the state of the gallery that was ranked.
+        unverified: the engine was not held to fp32 on data: rankings may be worse than the model's.
     """
 
     rows: "array[int]"
@@ -78,52 +85,7 @@ class Ranked:
     model: str
     engine: str
     generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Gallery:
-    """A gallery as a whole.
-
-    Attributes:
-        name: its name on the server.
-        entries: how many it has.
-        dim: dimensions of an embedding.
-        generation: how many writes had been committed.
-        index: how a search finds them: "flat" and "flat-fp16" find every one, "rabitq" may miss one.
-        model: identity of the model that embedded them.
-        engine: what computed it, such as "fp32/onnxruntime-cpu".
-    """
-
-    name: str
-    entries: int
-    dim: int
-    generation: int
-    index: str
-    model: str
-    engine: str
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What a gallery knows of one photograph.
-
-    Attributes:
-        row: its place in the order in which entries were written.
-        entry_id: its id in the gallery.
-        pid: the identity; None where unknown.
-        camid: the camera; None where unknown.
-        timestamp: when it was taken, in UTC; None where unknown.
-        source: the file that it came from; None where there was none.
-        attributes: what else is known of it, by name.
-    """
-
-    row: int
-    entry_id: str
-    pid: str | None
-    camid: str | None
-    timestamp: datetime | None
-    source: str | None
-    attributes: Mapping[str, Attribute] = field(hash=False)
+    unverified: bool = False
 
 
 def read_search(response: reid_pb2.SearchResponse) -> SearchResult:
@@ -150,6 +112,8 @@ def read_search(response: reid_pb2.SearchResponse) -> SearchResult:
         threshold=response.threshold if response.HasField("threshold") else None,
         match=response.match if response.HasField("match") else None,
         best_score=response.best_score if response.HasField("best_score") else None,
+        batch_size=response.batch_size,
+        unverified=response.model.unverified,
     )
 
 
@@ -161,34 +125,30 @@ def read_ranked(pages: Iterable[reid_pb2.RankResponse]) -> Ranked:
         scores.frombytes(page.scores)
     for numbers in (rows, scores):
         read_little_endian(numbers)
-    return Ranked(rows, scores, page.model.identity, page.model.engine, page.generation)
+    model = page.model
+    return Ranked(rows, scores, model.identity, model.engine, page.generation, model.unverified)
 
 
-def read_gallery(gallery: reid_pb2.Gallery) -> Gallery:
-    """A gallery as a whole."""
-    model = gallery.model
-    return Gallery(
-        gallery.name,
-        gallery.entries,
-        gallery.dim,
-        gallery.generation,
-        gallery.index,
-        model.identity,
-        model.engine,
-    )
+def read_batch(response: reid_pb2.BatchSearchResponse) -> list[SearchResult | RequestError]:
+    """The answers to several searches; what failed is an error in its place."""
+    return [
+        read_search(result.response) if result.HasField("response") else read_refusal(result.error)
+        for result in response.results
+    ]
 
 
-def read_entry(entry: reid_pb2.Entry) -> Entry:
-    """What a gallery knows of one photograph."""
-    return Entry(
-        row=entry.row,
-        entry_id=entry.entry_id,
-        pid=entry.pid if entry.HasField("pid") else None,
-        camid=entry.camid if entry.HasField("camid") else None,
-        timestamp=read_time(entry.timestamp) if entry.HasField("timestamp") else None,
-        source=entry.source if entry.HasField("source") else None,
-        attributes=read_attributes(entry.attributes),
-    )
+def read_embedding(raw: bytes) -> "array[float]":
+    """An embedding of the wire."""
+    embedding = array("f", raw)
+    read_little_endian(embedding)
+    return embedding
+
+
+def write_embedding(embedding: Sequence[float]) -> bytes:
+    """An embedding for the wire."""
+    numbers = array("f", embedding)
+    read_little_endian(numbers)
+    return numbers.tobytes()
 
 
 def read_little_endian(numbers: "array[float] | array[int]") -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from reidserve.commands.asking import NO_ACCESS, Access, Server, hinting, to_time
 from reidserve.commands.console import DONE, Json, print_facts, print_json, print_lines, progress
 from reidserve.commands.index.facts import (
     Camid,
@@ -19,6 +20,7 @@ from reidserve.commands.index.facts import (
     read_attributes,
     read_moment,
 )
+from reidserve.commands.index.remote import remove_remotely, update_remotely
 from reidserve.commands.where import Where, read_where
 from reidserve.errors import EntryNotFoundError, UsageError
 
@@ -37,6 +39,8 @@ def remove(
     *ids: str,
     where: Where = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    server: Server = None,
+    access: Access = NO_ACCESS,
     json: Json = False,
 ) -> int:
     """Remove entries from a gallery, by their ids or by a filter, all or none of them.
@@ -54,7 +58,9 @@ def remove(
 
     check_chosen(ids, where)
     condition = read_where(where)
-    with closing(open_store(gallery)) if dry_run else open_writer(gallery) as store:
+    if server is not None:
+        return remove_remotely(gallery, ids, condition, server, access, dry_run=dry_run, json=json)
+    with hinting(), closing(open_store(gallery)) if dry_run else open_writer(gallery) as store:
         if condition is None:
             there = store.ids()
             chosen = [name for name in dict.fromkeys(ids) if name in there]
@@ -92,11 +98,14 @@ def update(
     timestamp: Timestamp = None,
     attributes: Set = None,
     unset: Annotated[list[str] | None, Parameter(negative="", show_default=False)] = None,
+    server: Server = None,
+    access: Access = NO_ACCESS,
     json: Json = False,
 ) -> int:
     """Say something else of entries, chosen by their ids or by a filter; nothing is embedded.
 
-    A thousand entries are one transaction. An update that was cut off is made whole by running it again.
+    A thousand entries are one transaction; through a server each is one. An update that was cut off is made whole by
+    running it again.
 
     Args:
         gallery: The gallery's folder.
@@ -108,15 +117,28 @@ def update(
 
     check_chosen(ids, where)
     condition = read_where(where)
-    labels = {"pid": pid, "camid": camid, "timestamp": read_moment(timestamp)}
+    moment = read_moment(timestamp)
+    labels = {"pid": pid, "camid": camid, "timestamp": moment}
     said: dict[str, str | int | None] = {label: value for label, value in labels.items() if value is not None}
     attributes_said, forgotten = read_attributes(attributes), unset or []
     if not (said or attributes_said or forgotten):
         raise UsageError("expected what to say: --pid, --camid, --timestamp, --set or --unset")
     if both := {*said, *attributes_said} & set(forgotten):
         raise UsageError(f"--unset {min(both)} forgets what is set in the same command")
+    if server is not None:
+        return update_remotely(
+            gallery,
+            ids,
+            condition,
+            server,
+            access,
+            said={"pid": pid, "camid": camid, "timestamp": to_time(moment)},
+            attributes=attributes_said,
+            forgotten=forgotten,
+            json=json,
+        )
     said |= {label: None for label in _CLEARED if label in forgotten}
-    with open_writer(gallery) as store, progress("updating") as advance:
+    with hinting(), open_writer(gallery) as store, progress("updating") as advance:
         chosen = _matching(store, condition) if condition is not None else _found(store, ids)
         entries = iter(_changed(entry, said, attributes_said, forgotten) for entry in chosen)
         changed = done = 0

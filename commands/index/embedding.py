@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from reidserve.commands.asking import NO_ACCESS, Access, Server, hinting, to_time
 from reidserve.commands.console import (
     DONE,
     FAILED,
@@ -21,6 +22,7 @@ from reidserve.commands.console import (
     print_facts,
     print_json,
     progress,
+    quiet_grpc,
     warn_engine,
     warn_failures,
     warn_lines,
@@ -33,12 +35,16 @@ from reidserve.commands.index.facts import (
     read_attributes,
     read_moment,
 )
+from reidserve.commands.index.remote import add_remotely, refuse_local
 from reidserve.errors import UsageError
 
 if TYPE_CHECKING:
     from reidserve.datasets import Crop
     from reidserve.embed import Embedder
     from reidserve.index import BuildReport
+
+
+_MODEL = Path("model")
 
 
 def build(
@@ -96,7 +102,7 @@ def add(
     gallery: Path,
     image: Annotated[Path, Parameter(name="IMAGE")],
     *images: Path,
-    model: Path = Path("model"),
+    model: Path = _MODEL,
     pid: Pid = None,
     camid: Camid = None,
     timestamp: Timestamp = None,
@@ -106,6 +112,8 @@ def add(
     precision: Precision = "fp32",
     device: Device = "cpu",
     max_memory: Memory = None,
+    server: Server = None,
+    access: Access = NO_ACCESS,
     json: Json = False,
 ) -> int:
     """Add single images to a gallery; an entry of the same id is replaced where it differs.
@@ -119,7 +127,8 @@ def add(
         model: The artifact that the gallery was built with.
         name: The id of the entry, where it is one image; else ids are paths.
         root: Ids are the paths below this folder; by default the one the gallery was built from, and an image outside
-            it goes by its absolute path. In a gallery that was never built from a folder ids are the paths as given.
+            it goes by its absolute path. In a gallery that was never built from a folder, and through a server, ids
+            are the paths as given.
     """
     from reidserve.datasets import path_to_text
     from reidserve.embed import open_embedder
@@ -129,13 +138,30 @@ def add(
     if name is not None and (len(paths) > 1 or root is not None):
         raise UsageError("--id names one image, without --root")
     moment, said = read_moment(timestamp), read_attributes(attributes)
+    if server is not None:
+        quiet_grpc()
+        from reidserve.client import NewEntry
+
+        refuse_local(
+            model=model != _MODEL,
+            precision=precision != "fp32",
+            device=device != "cpu",
+            max_memory=max_memory is not None,
+        )
+        names = [name] if name is not None else _ids_below(paths, root)
+        time = to_time(moment)
+        sent = [
+            NewEntry(name, path, None, pid, camid, time, path_to_text(path.absolute()), said)
+            for path, name in zip(paths, names, strict=True)
+        ]
+        return add_remotely(gallery, sent, server, access, json=json)
     names = [name] if name is not None else _ids(paths, gallery, root)
     embedder = open_embedder(model, precision=precision, device=device)
     items = [
         Item(path, Entry(name, pid, camid, moment, path_to_text(path.absolute()), said))
         for path, name in zip(paths, names, strict=True)
     ]
-    with progress("embedding") as advance:
+    with hinting(), progress("embedding") as advance:
         report = add_images(items, gallery, embedder, max_memory=max_memory, progress=advance)
     facts = {"gallery": path_to_text(gallery), **_told_of(embedder, gallery), "ids": names}
     shown = names[:SHOWN_FAILURES] + ["..."] * (len(names) > SHOWN_FAILURES)
@@ -221,23 +247,32 @@ def _ids(paths: Sequence[Path], gallery: Path, root: Path | None) -> list[str]:
     from reidserve.datasets import path_to_text, text_to_path
     from reidserve.index.storage.store import ROOT, open_store
 
-    given = root
-    if root is None:
-        with closing(open_store(gallery)) as store:
-            built_from = store.note(ROOT)
-        root = None if built_from is None else text_to_path(built_from)
+    if root is not None:
+        return _ids_below(paths, root)
+    with closing(open_store(gallery)) as store:
+        built_from = store.note(ROOT)
+    if built_from is None:
+        return _ids_below(paths, None)
+    folder, names = Path(os.path.abspath(text_to_path(built_from))), []  # noqa: PTH100
+    for path in paths:
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100
+        names.append(path_to_text(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute))
+    return names
+
+
+def _ids_below(paths: Sequence[Path], root: Path | None) -> list[str]:
+    """The ids of images: their paths below a root that is said, or as they are."""
+    from reidserve.datasets import path_to_text
+
     if root is None:
         return [path_to_text(path) for path in paths]
-    root = Path(os.path.abspath(root))  # noqa: PTH100
-    names = []
+    # Not resolved: a link has the name that build gives it.
+    folder, names = Path(os.path.abspath(root)), []  # noqa: PTH100
     for path in paths:
-        # Not resolved: a link has the name that build gives it.
         absolute = Path(os.path.abspath(path))  # noqa: PTH100
-        if absolute.is_relative_to(root):
-            absolute = absolute.relative_to(root)
-        elif given is not None:
-            raise UsageError(f"{path_to_text(path)} does not lie below --root {path_to_text(given)}")
-        names.append(path_to_text(absolute))
+        if not absolute.is_relative_to(folder):
+            raise UsageError(f"{path_to_text(path)} does not lie below --root {path_to_text(root)}")
+        names.append(path_to_text(absolute.relative_to(folder)))
     return names
 
 
