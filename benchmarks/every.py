@@ -27,11 +27,23 @@ PLACE = re.compile(r"(<!-- bench -->\n).*?(<!-- end -->)", re.DOTALL)
 
 MAIN: Mapping[str, Sequence[str]] = {
     "artifact": ("best_int8", "int8_over_fp32", "best_fp32", "fp32_over_eager", "folded_over_unfolded"),
+    "consistency": ("kills", "searches_equal_to_brute_force", "generations", "cut_off_and_in"),
     "crash": ("kills", "acknowledged", "inside", "outside"),
     "evaluate": ("evaluate_over_product", "rerank_over_products", "market1501_evaluate_extra_MB"),
     "gallery": ("one_query_over_product", "recall_at_10", "batch_product_over_exact", "build_over_bare"),
+    "hostile": ("calls", "codes", "memory_after_warm_up_MiB", "memory_at_the_end_MiB"),
     "machine": ("read_GB_per_second",),
+    "overload": ("offered_over_capacity", "goodput_over_capacity", "refused_p99_ms", "accepted_p99_over_queue"),
+    "reload": ("answered_meanwhile", "failed_meanwhile", "failed_at_stops", "exit_codes"),
     "search": ("one_client_time_over_bare", "eight_clients_time_over_bare", "ready_seconds"),
+    "serve": (
+        "served_over_bare_fp32",
+        "served_over_bare_int8",
+        "one_client_over_bare_fp32",
+        "free_calls_per_core_second",
+    ),
+    "soak": ("calls", "memory_bytes_a_call", "exit_code"),
+    "telemetry": ("metrics_us", "counted"),
     "train": ("over_bare", "images_per_second"),
 }
 """What the table says of each; of a benchmark that is not named here, its first figures."""
@@ -207,8 +219,11 @@ def bare_roofs(reports: Mapping[str, Figures]) -> Iterator[Roof]:
             share = round(1 / reports["search"][f"{clients}_time_over_bare"], 3)
             what = f"server, {clients.replace('_', ' ')}"
             yield Roof(what, f"{share} x", "decode, embed, rank in one process", share, "the same, and gRPC")
-    if "serve" not in reports:
-        yield Roof("server under load", "none yet", "", None, "")
+    if "serve" in reports:
+        for precision in ("fp32", "int8"):
+            share = reports["serve"][f"served_over_bare_{precision}"]
+            what = f"server, 16 clients, {precision}"
+            yield Roof(what, f"{share} x", "decode, embed, rank in batches in one process", share, "the same, and gRPC")
     if "train" in reports:
         report = reports["train"]
         rate, ceiling = (f"{report[name]} images/s" for name in ("images_per_second", "bare_images_per_second"))
