@@ -195,8 +195,9 @@ class Server:
 
 def start_server(*arguments: object) -> Server:
     """A real `reid-serve` on a free port, ready to answer."""
+    here = ("--listen", "127.0.0.1:0", *(() if "--probe-period" in arguments else ("--probe-period", "0")))
     process = subprocess.Popen(
-        [BIN / "reid-serve", "--listen", "127.0.0.1:0", "--json", *map(str, arguments)],
+        [BIN / "reid-serve", *here, "--json", *map(str, arguments)],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -218,8 +219,8 @@ def stop_server(server: Server) -> int:
 
 @pytest.fixture(scope="session")
 def server(model: Path, gallery: Path) -> Iterator[Server]:
-    """A server of `model` and `gallery`; ends with exit code 0."""
-    running = start_server("--model", model, "--gallery", gallery)
+    """A server of `model` and `gallery`, which others may write to; ends with exit code 0."""
+    running = start_server("--model", model, "--gallery", gallery, "--read-only")
     yield running
     assert stop_server(running) == 0
 

@@ -58,7 +58,7 @@ def built(data: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def serving(model: Path, built: Path):
-    running = start_server("--model", model, "--gallery", built)
+    running = start_server("--model", model, "--gallery", built, "--read-only")
     yield running
     assert stop_server(running) == 0
 

@@ -403,7 +403,7 @@ def test_a_server_serves_the_rest_of_a_damaged_gallery_and_says_so(shop: Path, m
 
 
 def test_what_a_command_writes_a_running_server_serves(shop: Path, model: Path):
-    server = start_server("--model", model, "--gallery", shop / "shop.gallery")
+    server = start_server("--model", model, "--gallery", shop / "shop.gallery", "--read-only")
     call(shop, "update", "shop.gallery", FIRST, "--pid", "renamed")
     deadline = time.monotonic() + 20
     pid = None

@@ -23,9 +23,9 @@ from reidserve.index.search.ranking import Ranking, rank_plainly
 from reidserve.index.storage.store import create_store
 from reidserve.proto.reid.v1 import reid_pb2
 from reidserve.proto.reid.v1.reid_pb2_grpc import SearchServiceStub
-from reidserve.server.calls import MOST_STALLED, Calls
-from reidserve.server.pipeline import MAX_WHOLE, Pipeline
-from reidserve.server.service import PAGE_HITS
+from reidserve.server.queries.pipeline import MAX_WHOLE, Pipeline
+from reidserve.server.wire.calls import MOST_STALLED, Calls
+from reidserve.server.wire.search import PAGE_HITS
 from tests.conftest import start_server, stop_server, unit_rows
 from tests.plain import Plain, assert_equal
 from tests.test_flat import parts_of
@@ -167,8 +167,8 @@ async def read_all(stream) -> list[reid_pb2.RankResponse]:
 
 async def nothing_in_flight(calls: Calls, pipeline: Pipeline) -> None:
     deadline = time.monotonic() + 10
-    while (calls._under_way, pipeline._in_flight, pipeline._whole_places._value) != (0, 0, MAX_WHOLE):
-        assert time.monotonic() < deadline, (calls._under_way, pipeline._in_flight, pipeline._whole_places._value)
+    while (calls.deployment.under_way, pipeline.in_flight, pipeline._whole_places._value) != (0, 0, MAX_WHOLE):
+        assert time.monotonic() < deadline, (calls.deployment.under_way, pipeline.in_flight)
         await asyncio.sleep(0.01)
 
 
@@ -269,7 +269,7 @@ async def test_a_drain_finishes_the_streams_that_are_read_and_waits_for_no_other
         read, unread = stub.Rank(request), stub.Rank(request)
         while pipeline._whole_places._value != MAX_WHOLE - 2:
             await asyncio.sleep(0.01)
-        draining = asyncio.create_task(calls.drain(grace=60))
+        draining = asyncio.create_task(calls.deployment.drain(grace=60))
         await asyncio.sleep(0.1)
         with pytest.raises(grpc.aio.AioRpcError, match="loading or draining"):
             await stub.Rank(request).read()
@@ -303,7 +303,7 @@ def test_a_state_that_was_asked_for_is_ranked_and_listed_while_others_write(tmp_
         store.upsert(records[:40])
     before = read_snapshot(folder)
     query = vectors[50]
-    running = start_server("--model", model, "--gallery", folder)
+    running = start_server("--model", model, "--gallery", folder, "--read-only")
     try:
         with Client(running.target) as client:
             listed = list(client.entries())
