@@ -345,10 +345,10 @@ async def test_imports_have_places_of_their_own_and_go_behind_queries(start, gat
     assert pipeline.in_flight == 5
     gate.opened.set()
     await asyncio.gather(*asking, *first)
-    assert not importing.done()
     embedded = await importing
     np.testing.assert_array_equal(np.stack(embedded[:19]), embedder.embed_encoded(images[:19]))
     assert isinstance(embedded[19], ImageError)
+    # Of those behind, one goes at a time: the four are the queries.
     assert gate.batches[:2] == [1, 4]
     assert sum(gate.batches) == 1 + 4 + 19
 
