@@ -453,7 +453,7 @@ async def test_the_engine_is_given_no_more_at_once_than_the_limit(start, gate, i
     gate.opened.set()
     answers = await asyncio.gather(*waiting)
     assert gate.batches == [1, 3, 3, 1]
-    assert [answer.batch_size for answer in answers] == [1, 3, 3, 3, 3, 3, 3, 1]
+    assert sorted(answer.batch_size for answer in answers) == [1, 1, 3, 3, 3, 3, 3, 3]
 
 
 async def test_hits_may_be_as_many_as_the_limit(start, gate, images):
