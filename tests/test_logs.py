@@ -201,19 +201,24 @@ async def test_an_answer_to_somebody_who_goes_meanwhile_is_no_news():
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/any/Call")
             calls = [method.future(b"%f" % (place % 20 / 4000 - 0.0025), timeout=0.05) for place in range(400)]
-            assert {call.code() for call in calls} <= {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.NOT_FOUND}
+            codes = {call.code() for call in calls}
+        # Whose deadline the server saw first was cancelled by it.
+        gone = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+        assert codes <= {*gone, grpc.StatusCode.NOT_FOUND}
 
     server = grpc.aio.server()
     handler = grpc.unary_unary_rpc_method_handler(answer)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("any", {"Call": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    for _ in range(50):
-        await asyncio.to_thread(ask, port)
-        if said.messages:
-            break
-    await server.stop(1)
-    logging.getLogger("grpc").removeHandler(said)
+    try:
+        for _ in range(50):
+            await asyncio.to_thread(ask, port)
+            if said.messages:
+                break
+    finally:
+        await server.stop(1)
+        logging.getLogger("grpc").removeHandler(said)
     assert said.messages
     assert text(stream) == ""
 
