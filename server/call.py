@@ -1,7 +1,7 @@
 """A call, as the rooms of the server see it: who asks, for what, until when."""
 
+import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -67,7 +67,7 @@ class Arrival:
 
     def __post_init__(self) -> None:
         given = self.metadata.get(REQUEST_ID, "")
-        object.__setattr__(self, "request_id", given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex)
+        object.__setattr__(self, "request_id", given if _SANE_ID.fullmatch(given) else os.urandom(16).hex())
 
 
 def join_metadata(pairs: Iterable[tuple[str, str | bytes]]) -> Mapping[str, str]:

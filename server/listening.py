@@ -12,7 +12,7 @@ from reidserve.server.guard.gate import Gate
 from reidserve.server.guard.tls import Certificate, grpc_credentials
 from reidserve.server.guard.watched import Watched
 from reidserve.server.health import Health
-from reidserve.server.reflection import ReflectionGate, enable_reflection
+from reidserve.server.reflection import enable_reflection
 from reidserve.server.settings import Settings
 from reidserve.server.wire.calls import Calls
 from reidserve.server.wire.handlers import handlers
@@ -39,7 +39,6 @@ async def listening(
         ServerError: the address cannot be listened on.
     """
     server = grpc.aio.server(
-        interceptors=[ReflectionGate(gate)],
         options=[
             # Otherwise two servers would share a port in silence.
             ("grpc.so_reuseport", 0),
@@ -54,7 +53,7 @@ async def listening(
     server.add_generic_rpc_handlers(handlers(calls, methods))
     add_HealthServicer_to_server(checks.servicer, server)
     if settings.reflection:
-        enable_reflection(server, (*services(methods), health.SERVICE_NAME))
+        enable_reflection(server, (*services(methods), health.SERVICE_NAME), gate)
     port = _bind(server, settings.listen, certificate)
     try:
         await server.start()

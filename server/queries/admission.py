@@ -62,9 +62,8 @@ class Admission:
         self._pace = Pace()
         self._since = clock()
 
-    @contextmanager
-    def admitted(self, images: int, deadline: float | None = None) -> Iterator[None]:
-        """Take places for a call's images while the block lasts; `deadline` is on the clock.
+    def check(self, images: int, deadline: float | None = None) -> None:
+        """See that a call of so many images would be let in now; `deadline` is on the clock.
 
         Raises:
             OverloadedError: there are no places for them, or they would wait for too long.
@@ -75,6 +74,15 @@ class Admission:
         except ServerError as error:
             self._telemetry.rejected(error.reason)
             raise
+
+    @contextmanager
+    def admitted(self, images: int, deadline: float | None = None) -> Iterator[None]:
+        """Take places for a call's images while the block lasts.
+
+        Raises:
+            OverloadedError, DeadlineError: as `check` says.
+        """
+        self.check(images, deadline)
         self._count(images)
         try:
             yield

@@ -91,6 +91,14 @@ class Pipeline:
         """How many images, of queries and imports, wait for a decoder or for the engine."""
         return self._encoder.waiting
 
+    def check_places(self, deadline: float | None = None) -> None:
+        """See that a query would be let in now, so that nobody need read one that would not.
+
+        Raises:
+            OverloadedError, DeadlineError: as in `search`.
+        """
+        self._queries.check(1, deadline)
+
     async def search(self, sought: Sought, question: Question, *, deadline: float | None = None) -> Answer:
         """Rank a gallery, or what of it a filter lets through.
 

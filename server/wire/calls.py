@@ -96,6 +96,9 @@ class Calls:
             ReidError, DecodeError: it is refused; `status_of` says how that leaves.
         """
         with self._entered(method, arrival) as entered:
+            if method.takes_places:
+                # Refused unread: at ten times its capacity a server has little time for those whom it cannot answer.
+                entered.served.pipeline.check_places(entered.call.deadline)
             request = self._read(entered, raw)
             async with _until(entered.call.deadline):
                 answer: Message = await method.answer(entered.served, request, entered.call)

@@ -45,6 +45,11 @@ class Method:
         """Such as "reid.v1.SearchService/Search"."""
         return f"{self.service}/{self.name}"
 
+    @property
+    def takes_places(self) -> bool:
+        """Whether a call of it counts as one image at least of those that are under way."""
+        return self.service == SERVICE
+
 
 def galleries_of(request: Message, served: Served) -> Iterable[str | None]:
     """The names of the galleries that a request is about, an empty one made that of the only one; None for no gallery.

@@ -5,6 +5,7 @@ from typing import NoReturn
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
@@ -45,7 +46,7 @@ LONGEST_MESSAGE = 500
 
 DETAILS_KEY = "grpc-status-details-bin"
 
-# The first class that fits decides; what fits none is our fault.
+# The nearest class decides; what has none is our fault.
 _TABLE: Mapping[type[Exception], grpc.StatusCode] = {
     EntryNotFoundError: grpc.StatusCode.NOT_FOUND,
     GalleryNotFoundError: grpc.StatusCode.NOT_FOUND,
@@ -78,7 +79,7 @@ _TABLE: Mapping[type[Exception], grpc.StatusCode] = {
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
     """The code, reason and message that an error leaves with; of what is our own fault, its reason alone."""
-    code = next((code for kind, code in _TABLE.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+    code = _code_of(type(error))
     reason = error.reason if isinstance(error, ReidError) else "INTERNAL"
     if isinstance(error, DecodeError):
         return code, "REQUEST_INVALID", "the request is no message of reid.v1"
@@ -86,6 +87,10 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
         return code, reason, "internal error; the server's log says more"
     # Cut between characters, and without half ones of file names.
     return code, reason, str(error).encode(errors="replace")[:LONGEST_MESSAGE].decode(errors="ignore")
+
+
+def _code_of(kind: type[Exception]) -> grpc.StatusCode:
+    return next((_TABLE[base] for base in kind.__mro__ if base in _TABLE), grpc.StatusCode.INTERNAL)
 
 
 def refusal_of(error: Exception) -> reid_pb2.Refusal:
@@ -100,9 +105,8 @@ async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Exceptio
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={"request_id": request_id})
     details = [_packed(info)]
     if isinstance(error, OverloadedError):
-        retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
-        details.append(_packed(retry))
+        seconds, rest = divmod(round(error.retry_after * 1e9), 10**9)
+        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=seconds, nanos=rest))))
     number, _ = code.value
     status = status_pb2.Status(code=number, message=message, details=details)
     await context.abort(code, message, ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID, request_id)))
@@ -110,6 +114,5 @@ async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Exceptio
 
 
 def _packed(detail: Message) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    return packed
+    # What Any.Pack does, in a third of its time: refusals must be cheap.
+    return any_pb2.Any(type_url=f"type.googleapis.com/{detail.DESCRIPTOR.full_name}", value=detail.SerializeToString())
