@@ -136,7 +136,6 @@ def serve(  # the settings in one list, as --help shows them
             exit with 0 if they can be served, else with 1.
     """
     import asyncio
-    import logging
 
     quiet_grpc()
 
@@ -182,8 +181,6 @@ def serve(  # the settings in one list, as --help shows them
     if check:
         return _check(settings, json=json)
     start_logs(log_format, log_level)
-    # It tells of every kernel that its package has not, as of a failure.
-    logging.getLogger("faiss").setLevel(logging.WARNING)
     asyncio.run(serve_until_stopped(settings, on_ready=lambda ready: _tell(ready, settings, json=json)))
     return None
 

@@ -78,10 +78,11 @@ class Embedding8:
         return vector_of(data)
 
 
-class Lines:
+class Lines(Audit):
     """An audit log in memory."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.lines: list[dict] = []
         self.threads: set[str] = set()
 

@@ -6,11 +6,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from reidserve.errors import EntryNotFoundError, GalleryBehindError, OverloadedError, ReadOnlyError, ReidError
 from reidserve.index import Entry, Filter, Gallery, Record, Snapshot, Written
 from reidserve.server.call import Call
+from reidserve.server.guard.audit import Audit, Fact
 from reidserve.server.writes.entries import Acknowledged, Change, Fault, NewEntry, Numbered, Updated
 from reidserve.server.writes.pieces import pieces_of
 from reidserve.server.writes.receipts import Receipts
@@ -26,23 +27,7 @@ MAX_IMPORTS = 4
 EMBEDDED_TOGETHER = 64
 """How many entries of an import are embedded at once, so that imports leave room for the images of other writes."""
 
-Fact = str | int | float | bool | None
-
 _Result = TypeVar("_Result")
-
-
-class Audit(Protocol):
-    """What keeps a record of writes; called on the writer's thread, after the write is durable."""
-
-    def record(self, call: Call, what: str, gallery: str | None, **facts: Fact) -> None:
-        """Keep that a call did something."""
-
-
-class NoAudit:
-    """Keeps no record."""
-
-    def record(self, call: Call, what: str, gallery: str | None, **facts: Fact) -> None:
-        """Forget it."""
 
 
 class Writer:
@@ -74,7 +59,7 @@ class Writer:
         self.turn = threading.Lock() if turn is None else turn
         self._records = Records(gallery.folder, embed)
         self._snapshots = snapshots
-        self._audit: Audit = NoAudit() if audit is None else audit
+        self._audit = Audit() if audit is None else audit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._copying = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._retired = asyncio.Event()
