@@ -20,7 +20,6 @@ the bandwidth of a copy of that size, whichever is longer. Peaks are of processo
 import argparse
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -56,6 +55,7 @@ from reidserve.embed import (
 )
 from reidserve.embed.artifact import CONTRACT_FILE
 from reidserve.embed.contract import MODEL_FILE, encode_contract
+from reidserve.embed.cores import cores
 from reidserve.embed.engines import BATCH_BOUNDS, available_devices, start_session
 from reidserve.embed.onnx_session import OnnxSession
 from reidserve.export.checkpoints import Checkpoint, Feed, read_checkpoint, write_checkpoint
@@ -187,7 +187,7 @@ def compare(
         "network": artifact.contract.network.backbone,
         "input": f"{artifact.contract.height}x{artifact.contract.width}",
         "GFLOP_an_image": round(sum(operator.flops for operator in operators) / 1e9, 3),
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": cores(),
         "rounds": rounds,
         **ratios,
         "checks": checks,
@@ -336,7 +336,7 @@ def in_torch(checkpoint: Checkpoint, artifact: Artifact) -> dict[str, Embed]:
         preprocessing=contract.preprocessing,
     )
     return {
-        EAGER: eager(checkpoint.network, contract.preprocessing, threads=len(os.sched_getaffinity(0))),
+        EAGER: eager(checkpoint.network, contract.preprocessing, threads=cores()),
         ONE_THREAD: eager(checkpoint.network, contract.preprocessing, threads=1),
         UNFOLDED: Embedder(contract, OnnxSession(traced.SerializeToString())).embed,
     }

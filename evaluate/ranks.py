@@ -5,7 +5,6 @@ which vecdot decides; equal scores stand in gallery order. Each core multiplies 
 looks at a tile while a cache holds it: memory is one tile a core, whatever Q x G.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.embed import Embeddings
+from reidserve.embed.cores import cores
 from reidserve.evaluate.distribution import Histogram
 from reidserve.evaluate.labelled import Labelled
 from reidserve.evaluate.outcomes import NOBODY, Outcomes, joined
@@ -57,7 +57,7 @@ def rank_features(
                 counts += bin_scores(products, len(counts))
         return search.outcomes(), counts
 
-    workers = len(os.sched_getaffinity(0))
+    workers = cores()
     parts = _even_parts(len(queries), workers)
     outcomes: list[Outcomes] = []
     # All cores are busy with queries of their own: a product of many threads would have them wait for each other.

@@ -1,6 +1,5 @@
 """The nearest neighbours of every image among all: products nominate, panel by panel, and vecdot settles."""
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.embed import Embeddings
+from reidserve.embed.cores import cores
 from reidserve.index.build import Progress
 from reidserve.index.rerank import loops
 from reidserve.index.search.ranking import SETTLED_WITHIN, Scores, settled_pairs
@@ -73,9 +73,9 @@ def find_neighbours(vectors: Embeddings, count: int, progress: Progress) -> Neig
 
 def in_threads(start: int, stop: int, work: Callable[[int, int], object]) -> None:
     """Do `work(start, stop)` in equal parts, one for each core."""
-    cores = len(os.sched_getaffinity(0))
-    cuts = np.linspace(start, stop, cores + 1).astype(int).tolist()
-    with ThreadPoolExecutor(cores) as pool:
+    threads = cores()
+    cuts = np.linspace(start, stop, threads + 1).astype(int).tolist()
+    with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(work, *cut) for cut in pairwise(cuts)]:
             done.result()
 

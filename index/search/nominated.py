@@ -1,7 +1,6 @@
 """Nominated search: an index proposes rows and vecdot settles them, so that most rows are never multiplied."""
 
 import functools
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.embed import Embeddings
+from reidserve.embed.cores import cores
 from reidserve.index.search import flat
 from reidserve.index.search.blocks import Block
 from reidserve.index.search.flat import Part
@@ -186,4 +186,4 @@ def _settle(
 
 @functools.cache
 def _settlers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="settle")
+    return ThreadPoolExecutor(cores(), thread_name_prefix="settle")

@@ -1,7 +1,6 @@
 """The whole gallery ranked: every row scored by vecdot, tile by tile, and none left out."""
 
 import functools
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.embed import Embeddings
+from reidserve.embed.cores import cores
 from reidserve.index.search.flat import Part
 from reidserve.index.search.ranking import NO_ROW, Ranking, Rows, Scores
 
@@ -98,4 +98,4 @@ def _order(scores: Scores, rows: Rows, ranked: Rows, left_out: int) -> None:
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="whole")
+    return ThreadPoolExecutor(cores(), thread_name_prefix="whole")
