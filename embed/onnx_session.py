@@ -36,11 +36,11 @@ class OnnxSession:
     """A graph run by ONNX Runtime on the device that was asked for, or not at all.
 
     On the CPU nothing is padded and the threads do not spin while idle, so the decoding threads beside them get
-    the cores; what it has no half-precision kernel for it computes in float32. Of a batch each core computes an equal
-    share by itself, since cores that share one operator wait for each other at its end; what cannot be shared equally
-    is computed by all of them together; `whole` leaves batches whole, which shows whether a graph mixes the images of
-    one. CUDA computes float32 graphs in full float32, in batches of BUCKETS, all of which are warm before the session
-    is returned.
+    the cores; what it has no half-precision kernel for it computes in float32. Of a batch each core takes an image or
+    two at a time by itself, since cores that share one operator wait for each other at its end, and one that decodes
+    meanwhile would hold up the others with an equal share; what does not come out even is computed by all of them
+    together. `whole` leaves batches whole, which shows whether a graph mixes the images of one. CUDA computes float32
+    graphs in full float32, in batches of BUCKETS, all of which are warm before the session is returned.
 
     Attributes:
         engine: such as "fp32/onnxruntime-cpu".
@@ -82,17 +82,18 @@ class OnnxSession:
             EmbeddingError: the engine failed, for want of memory say.
         """
         try:
-            output = self._run_bucket(batch) if self._in_buckets else self._run_shares(batch)
+            output = self._run_bucket(batch) if self._in_buckets else self._run_pieces(batch)
         except Exception as error:
             raise EmbeddingError(f"the engine failed on {len(batch)} images: {_first_line(error)}") from error
         return cast(NDArray[np.float32], output)
 
-    def _run_shares(self, batch: NDArray[Any]) -> Any:  # noqa: ANN401  # onnxruntime has no types
+    def _run_pieces(self, batch: NDArray[Any]) -> Any:  # noqa: ANN401  # onnxruntime has no types
         shared = len(batch) - len(batch) % self._cores
         if self._cores == 1 or not shared:
             return self._run(self._session, batch)
-        shares = np.split(batch[:shared], self._cores)
-        outputs = list(self._pool.map(lambda share: self._run(self._one_thread, share), shares))
+        pieces = shared // 2 if shared % (2 * self._cores) == 0 else shared
+        taken = self._pool.map(lambda piece: self._run(self._one_thread, piece), np.split(batch[:shared], pieces))
+        outputs = list(taken)
         if shared < len(batch):
             outputs.append(self._run(self._session, batch[shared:]))
         return np.concatenate(outputs)
