@@ -34,6 +34,7 @@ MAIN: Mapping[str, Sequence[str]] = {
     "hostile": ("calls", "codes", "memory_after_warm_up_MiB", "memory_at_the_end_MiB"),
     "machine": ("read_GB_per_second",),
     "overload": ("offered_over_capacity", "goodput_over_capacity", "refused_p99_ms", "accepted_p99_over_queue"),
+    "peer": ("ours_over_peer_fp32", "ours_over_peer_int8", "ours_over_engine_int8"),
     "reload": ("answered_meanwhile", "failed_meanwhile", "failed_at_stops", "exit_codes"),
     "search": ("one_client_time_over_bare", "eight_clients_time_over_bare", "ready_seconds"),
     "serve": (
@@ -45,6 +46,7 @@ MAIN: Mapping[str, Sequence[str]] = {
     "soak": ("calls", "memory_bytes_a_call", "exit_code"),
     "telemetry": ("metrics_us", "counted"),
     "train": ("over_bare", "images_per_second"),
+    "workers": ("one_over_many_fp32", "one_over_many_int8", "memory_of_many_over_one_int8"),
 }
 """What the table says of each; of a benchmark that is not named here, its first figures."""
 

@@ -12,8 +12,6 @@ Then a server whose engine, decoder and scan cost nothing shows what a call itse
 its processor time. Where that is below its bound, the profile says where the time goes: what the event loop's thread
 spends, by package, and what all other threads of the process do, gRPC's own among them; beside it, what is left of the
 bare work: NumPy's calls for one embedding and ten rows.
-
-Not here: the same job on LitServe, which is not among the packages that the benchmarks install.
 """
 
 import argparse
@@ -190,11 +188,13 @@ def running(command: Sequence[object]) -> Iterator[tuple[subprocess.Popen[str], 
         process.stdin.close()
 
 
-def serving(work: Path, precision: Precision) -> AbstractContextManager[tuple[subprocess.Popen[str], Figures]]:
+def serving(
+    work: Path, precision: Precision, *options: str
+) -> AbstractContextManager[tuple[subprocess.Popen[str], Figures]]:
     """A server of what was prepared; says where it listens."""
     binary = Path(sys.executable).parent / "reid-serve"
     served = ("--model", work / "model", "--gallery", work / "bench.gallery", "--precision", precision)
-    return running([binary, *served, "--listen", "127.0.0.1:0", "--json"])
+    return running([binary, *served, "--listen", "127.0.0.1:0", "--json", *options])
 
 
 class Clients:

@@ -46,3 +46,20 @@ def test_an_overloaded_server_answers_or_refuses_every_call():
     assert set(report["codes"]) == {"OK", "RESOURCE_EXHAUSTED"}
     assert report["goodput_over_capacity"] > 0
     assert report["memory_MB"] > 0
+
+
+def test_processes_that_share_nothing_answer_as_one_does():
+    report = run("workers")
+    for precision in ("fp32", "int8"):
+        assert report[f"equal_answers_{precision}"] is True
+        assert 0 < report[f"one_over_many_{precision}"] < 10
+        assert report[f"memory_of_many_over_one_{precision}"] > 0
+
+
+@pytest.mark.slow
+def test_a_peer_answers_as_the_server_does():
+    report = run("peer")  # installs it
+    for precision in ("fp32", "int8"):
+        assert report[f"equal_answers_{precision}"] is True
+        assert report[f"scores_apart_{precision}"] < 1e-5
+        assert report[f"ours_over_peer_{precision}"] > 0
