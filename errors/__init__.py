@@ -7,9 +7,14 @@ what came, what to do.
 
 
 class ReidError(Exception):
-    """The root of the tree; anything else that escapes is a bug."""
+    """The root of the tree; anything else that escapes is a bug.
+
+    Attributes:
+        retry_after: seconds after which asking again may help; None where nobody can say.
+    """
 
     reason = "REID_ERROR"
+    retry_after: float | None = None
 
 
 class UsageError(ReidError):
@@ -46,6 +51,12 @@ class DeviceError(ReidError):
     """The device that was asked for was not obtained."""
 
     reason = "DEVICE_UNAVAILABLE"
+
+
+class ClusterError(ReidError):
+    """Machines that should work together are not reached, or are not what they must be."""
+
+    reason = "CLUSTER_UNAVAILABLE"
 
 
 class EmbeddingError(ReidError):
@@ -116,6 +127,18 @@ class GalleryBehindError(GalleryError):
     reason = "GALLERY_BEHIND"
 
 
+class RemainsError(GalleryError):
+    """What was removed from a gallery is found no more, and bytes of it are left in its files."""
+
+    reason = "REMAINS_LEFT"
+
+
+class RetentionError(GalleryError):
+    """More of a gallery has grown too old at once than is removed without being told twice."""
+
+    reason = "RETENTION_REFUSED"
+
+
 class EntryError(ReidError):
     """An entry that should be written is not a valid one."""
 
@@ -132,6 +155,12 @@ class EntryNotFoundError(QueryError):
     """The gallery holds no entry of that id."""
 
     reason = "ENTRY_NOT_FOUND"
+
+
+class ThumbnailNotFoundError(QueryError):
+    """An entry has no thumbnail."""
+
+    reason = "THUMBNAIL_NOT_FOUND"
 
 
 class GalleryNotFoundError(QueryError):
@@ -184,6 +213,7 @@ class OverloadedError(ServerError):
     """
 
     reason = "OVERLOADED"
+    retry_after: float
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -200,6 +230,21 @@ class RateLimitedError(OverloadedError):
     """A caller asks more often than its key may."""
 
     reason = "RATE_LIMITED"
+
+
+class BackendUnavailableError(ServerError):
+    """Another server that this one needs, of the gallery or of the model, is away or does not answer in time.
+
+    Attributes:
+        retry_after: seconds after which it may be back.
+    """
+
+    reason = "BACKEND_UNAVAILABLE"
+    retry_after: float
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class DeadlineError(ServerError):
