@@ -1,1 +1,1 @@
-"""The protocol: reid.v1, one file, and its generated code."""
+"""The protocols: our own reid.v1, one file, what we speak of inference v2, and their generated code."""

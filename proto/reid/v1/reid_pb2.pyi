@@ -977,6 +977,58 @@ class GetEntryResponse(_message.Message):
 Global___GetEntryResponse: _TypeAlias = GetEntryResponse  # noqa: Y015
 
 @_typing.final
+class GetThumbnailRequest(_message.Message):
+    """Which entry's thumbnail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """The gallery's name; may stay empty where the server has only one."""
+    entry_id: _builtins.str
+    """The entry's id in its gallery."""
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        entry_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_id", b"entry_id", "gallery", b"gallery"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetThumbnailRequest: _TypeAlias = GetThumbnailRequest  # noqa: Y015
+
+@_typing.final
+class GetThumbnailResponse(_message.Message):
+    """What was asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    image: _builtins.bytes
+    """The encoded image, at most 128 pixels wide and high."""
+    content_type: _builtins.str
+    """Its media type, image/webp."""
+    def __init__(
+        self,
+        *,
+        image: _builtins.bytes = ...,
+        content_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "image", b"image"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetThumbnailResponse: _TypeAlias = GetThumbnailResponse  # noqa: Y015
+
+@_typing.final
 class NewEntry(_message.Message):
     """An entry to be written."""
 
@@ -1134,10 +1186,15 @@ class BatchDeleteEntriesRequest(_message.Message):
     ENTRY_IDS_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ERASE_FIELD_NUMBER: _builtins.int
     gallery: _builtins.str
     """The gallery's name; may stay empty where the server has only one."""
     request_id: _builtins.str
     """Makes it safe to send again: up to 128 characters; none where it is empty."""
+    erase: _builtins.bool
+    """Answers only when no byte is left in the gallery's files of these, and of whatever was removed before: the gallery
+    is written anew, and other writes wait. Sent again, it finishes what was cut off.
+    """
     @_builtins.property
     def entry_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Up to 10,000 ids."""
@@ -1153,10 +1210,11 @@ class BatchDeleteEntriesRequest(_message.Message):
         entry_ids: _abc.Iterable[_builtins.str] | None = ...,
         filter: Global___Filter | None = ...,
         request_id: _builtins.str = ...,
+        erase: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_ids", b"entry_ids", "filter", b"filter", "gallery", b"gallery", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_ids", b"entry_ids", "erase", b"erase", "filter", b"filter", "gallery", b"gallery", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1488,6 +1546,83 @@ class GetModelResponse(_message.Message):
 Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
 
 @_typing.final
+class GetLiveRequest(_message.Message):
+    """Asks what the model does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLiveRequest: _TypeAlias = GetLiveRequest  # noqa: Y015
+
+@_typing.final
+class GetLiveResponse(_message.Message):
+    """What the model does: searches and embeddings, those of other callers too."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_FIELD_NUMBER: _builtins.int
+    CALLS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    REJECTED_PER_SECOND_FIELD_NUMBER: _builtins.int
+    IMAGES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    LATENCY_P50_FIELD_NUMBER: _builtins.int
+    LATENCY_P99_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    window: _builtins.float
+    """Seconds that the figures are of: the last 10, or fewer where it has not served for so long."""
+    calls_per_second: _builtins.float
+    """Calls that were answered, a second."""
+    rejected_per_second: _builtins.float
+    """Calls that were turned away before they cost anything, a second."""
+    images_per_second: _builtins.float
+    """Images that the engine computed, those of writes too, a second."""
+    batch_size: _builtins.float
+    """How many of them it computed together, on average; set where it computed any."""
+    in_flight: _builtins.int
+    """Images that were let in and are not yet out."""
+    waiting: _builtins.int
+    """Images that wait for a decoder or for the engine."""
+    @_builtins.property
+    def latency_p50(self) -> _duration_pb2.Duration:
+        """Half of the calls took no longer; set where there were any. Of more than 1,024 calls, of the last ones."""
+
+    @_builtins.property
+    def latency_p99(self) -> _duration_pb2.Duration:
+        """99 of 100 calls took no longer; set where there were any."""
+
+    def __init__(
+        self,
+        *,
+        window: _builtins.float = ...,
+        calls_per_second: _builtins.float = ...,
+        rejected_per_second: _builtins.float = ...,
+        images_per_second: _builtins.float = ...,
+        batch_size: _builtins.float | None = ...,
+        latency_p50: _duration_pb2.Duration | None = ...,
+        latency_p99: _duration_pb2.Duration | None = ...,
+        in_flight: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "batch_size", b"batch_size", "latency_p50", b"latency_p50", "latency_p99", b"latency_p99"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "batch_size", b"batch_size", "calls_per_second", b"calls_per_second", "images_per_second", b"images_per_second", "in_flight", b"in_flight", "latency_p50", b"latency_p50", "latency_p99", b"latency_p99", "rejected_per_second", b"rejected_per_second", "waiting", b"waiting", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
+    _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
+
+Global___GetLiveResponse: _TypeAlias = GetLiveResponse  # noqa: Y015
+
+@_typing.final
 class ReloadRequest(_message.Message):
     """The model to serve from now on."""
 
@@ -1581,6 +1716,7 @@ class ListEntriesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     gallery: _builtins.str
     """The gallery's name; may stay empty where the server has only one."""
     page_size: _builtins.int
@@ -1591,6 +1727,12 @@ class ListEntriesRequest(_message.Message):
     """Where the page before this one ended; empty for the first."""
     generation: _builtins.int
     """The state to list, as in a SearchRequest; the newest where it is not set. All pages are of the first one's."""
+    @_builtins.property
+    def filter(self) -> Global___Filter:
+        """Which entries are listed, as in a SearchRequest; every one where it is not set. Of up to 10,000 entries that are
+        looked at for one page it may let none through: such a page is empty, and others follow.
+        """
+
     def __init__(
         self,
         *,
@@ -1598,10 +1740,11 @@ class ListEntriesRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         generation: _builtins.int | None = ...,
+        filter: Global___Filter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "generation", b"generation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "filter", b"filter", "generation", b"generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "gallery", b"gallery", "generation", b"generation", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation", b"_generation", "filter", b"filter", "gallery", b"gallery", "generation", b"generation", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__generation: _TypeAlias = _typing.Literal["generation"]  # noqa: Y015
     _WhichOneofArgType__generation: _TypeAlias = _typing.Literal["_generation", b"_generation"]  # noqa: Y015
@@ -1778,6 +1921,50 @@ class EmbedResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class PreviewRequest(_message.Message):
+    """The image to look at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    image: _builtins.bytes
+    """An encoded JPEG, PNG, WebP or BMP: one crop of one person or vehicle."""
+    def __init__(
+        self,
+        *,
+        image: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewRequest: _TypeAlias = PreviewRequest  # noqa: Y015
+
+@_typing.final
+class PreviewResponse(_message.Message):
+    """What the network is given for an image, before its colours are scaled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PNG_FIELD_NUMBER: _builtins.int
+    png: _builtins.bytes
+    """A PNG of the size of the model's input."""
+    def __init__(
+        self,
+        *,
+        png: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["png", b"png"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewResponse: _TypeAlias = PreviewResponse  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):

@@ -55,6 +55,11 @@ class SearchServiceStub:
                 request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Preview = channel.unary_unary(
+                '/reid.v1.SearchService/Preview',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.PreviewRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.PreviewResponse.FromString,
+                _registered_method=True)
 
 
 class SearchServiceServicer:
@@ -92,6 +97,13 @@ class SearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Preview(self, request, context):
+        """Answers with an image as the network sees it: decoded and resized.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SearchServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -114,6 +126,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.EmbedRequest.FromString,
                     response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Preview': grpc.unary_unary_rpc_method_handler(
+                    servicer.Preview,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.PreviewRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.PreviewResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -235,6 +252,33 @@ class SearchService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Preview(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.SearchService/Preview',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.PreviewRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.PreviewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class GalleryServiceStub:
     """Says what a gallery holds, and changes it. Every error carries a google.rpc.ErrorInfo with a reason of domain
@@ -262,6 +306,11 @@ class GalleryServiceStub:
                 '/reid.v1.GalleryService/GetEntry',
                 request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetEntryRequest.SerializeToString,
                 response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetEntryResponse.FromString,
+                _registered_method=True)
+        self.GetThumbnail = channel.unary_unary(
+                '/reid.v1.GalleryService/GetThumbnail',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetThumbnailRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetThumbnailResponse.FromString,
                 _registered_method=True)
         self.ListEntries = channel.unary_unary(
                 '/reid.v1.GalleryService/ListEntries',
@@ -317,6 +366,13 @@ class GalleryServiceServicer:
 
     def GetEntry(self, request, context):
         """Answers with one entry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetThumbnail(self, request, context):
+        """Answers with the small picture of an entry that its gallery keeps, or that may be made of its source.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -383,6 +439,11 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     servicer.GetEntry,
                     request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetEntryRequest.FromString,
                     response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetEntryResponse.SerializeToString,
+            ),
+            'GetThumbnail': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetThumbnail,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetThumbnailRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetThumbnailResponse.SerializeToString,
             ),
             'ListEntries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEntries,
@@ -499,6 +560,33 @@ class GalleryService:
             '/reid.v1.GalleryService/GetEntry',
             reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetEntryRequest.SerializeToString,
             reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetEntryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetThumbnail(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.GalleryService/GetThumbnail',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetThumbnailRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetThumbnailResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -688,6 +776,11 @@ class ModelServiceStub:
                 request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.GetLive = channel.unary_unary(
+                '/reid.v1.ModelService/GetLive',
+                request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetLiveRequest.SerializeToString,
+                response_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetLiveResponse.FromString,
+                _registered_method=True)
         self.Reload = channel.unary_unary(
                 '/reid.v1.ModelService/Reload',
                 request_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.ReloadRequest.SerializeToString,
@@ -702,6 +795,13 @@ class ModelServiceServicer:
 
     def GetModel(self, request, context):
         """Answers with the model and what is known of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLive(self, request, context):
+        """Answers with what the model has done in the last seconds, and what waits for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -723,6 +823,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetModelRequest.FromString,
                     response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetModelResponse.SerializeToString,
+            ),
+            'GetLive': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLive,
+                    request_deserializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetLiveRequest.FromString,
+                    response_serializer=reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetLiveResponse.SerializeToString,
             ),
             'Reload': grpc.unary_unary_rpc_method_handler(
                     servicer.Reload,
@@ -759,6 +864,33 @@ class ModelService:
             '/reid.v1.ModelService/GetModel',
             reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetModelRequest.SerializeToString,
             reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reid.v1.ModelService/GetLive',
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetLiveRequest.SerializeToString,
+            reidserve_dot_proto_dot_reid_dot_v1_dot_reid__pb2.GetLiveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,8 @@ class SearchServiceStub:
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_reid_pb2.EmbedRequest, _reid_pb2.EmbedResponse]
     """Answers with an image's embedding, to be searched with later or elsewhere."""
+    Preview: _grpc.UnaryUnaryMultiCallable[_reid_pb2.PreviewRequest, _reid_pb2.PreviewResponse]
+    """Answers with an image as the network sees it: decoded and resized."""
 
 @_typing.type_check_only
 class SearchServiceAsyncStub(SearchServiceStub):
@@ -65,6 +67,8 @@ class SearchServiceAsyncStub(SearchServiceStub):
     """
     Embed: _aio.UnaryUnaryMultiCallable[_reid_pb2.EmbedRequest, _reid_pb2.EmbedResponse]  # type: ignore[assignment]
     """Answers with an image's embedding, to be searched with later or elsewhere."""
+    Preview: _aio.UnaryUnaryMultiCallable[_reid_pb2.PreviewRequest, _reid_pb2.PreviewResponse]  # type: ignore[assignment]
+    """Answers with an image as the network sees it: decoded and resized."""
 
 class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     """Ranks a gallery against a query. Every error carries a google.rpc.ErrorInfo with a reason of domain "reidserve"."""
@@ -106,6 +110,14 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_reid_pb2.EmbedResponse, _abc.Awaitable[_reid_pb2.EmbedResponse]]:
         """Answers with an image's embedding, to be searched with later or elsewhere."""
 
+    @_abc_1.abstractmethod
+    def Preview(
+        self,
+        request: _reid_pb2.PreviewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.PreviewResponse, _abc.Awaitable[_reid_pb2.PreviewResponse]]:
+        """Answers with an image as the network sees it: decoded and resized."""
+
 def add_SearchServiceServicer_to_server(servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class GalleryServiceStub:
@@ -124,6 +136,8 @@ class GalleryServiceStub:
     """Answers with every gallery of this server that the caller may search, by name."""
     GetEntry: _grpc.UnaryUnaryMultiCallable[_reid_pb2.GetEntryRequest, _reid_pb2.GetEntryResponse]
     """Answers with one entry."""
+    GetThumbnail: _grpc.UnaryUnaryMultiCallable[_reid_pb2.GetThumbnailRequest, _reid_pb2.GetThumbnailResponse]
+    """Answers with the small picture of an entry that its gallery keeps, or that may be made of its source."""
     ListEntries: _grpc.UnaryUnaryMultiCallable[_reid_pb2.ListEntriesRequest, _reid_pb2.ListEntriesResponse]
     """Answers with a gallery's entries, in the order in which they were written, page by page."""
     BatchUpsertEntries: _grpc.UnaryUnaryMultiCallable[_reid_pb2.BatchUpsertEntriesRequest, _reid_pb2.BatchUpsertEntriesResponse]
@@ -154,6 +168,8 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     """Answers with every gallery of this server that the caller may search, by name."""
     GetEntry: _aio.UnaryUnaryMultiCallable[_reid_pb2.GetEntryRequest, _reid_pb2.GetEntryResponse]  # type: ignore[assignment]
     """Answers with one entry."""
+    GetThumbnail: _aio.UnaryUnaryMultiCallable[_reid_pb2.GetThumbnailRequest, _reid_pb2.GetThumbnailResponse]  # type: ignore[assignment]
+    """Answers with the small picture of an entry that its gallery keeps, or that may be made of its source."""
     ListEntries: _aio.UnaryUnaryMultiCallable[_reid_pb2.ListEntriesRequest, _reid_pb2.ListEntriesResponse]  # type: ignore[assignment]
     """Answers with a gallery's entries, in the order in which they were written, page by page."""
     BatchUpsertEntries: _aio.UnaryUnaryMultiCallable[_reid_pb2.BatchUpsertEntriesRequest, _reid_pb2.BatchUpsertEntriesResponse]  # type: ignore[assignment]
@@ -199,6 +215,14 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_reid_pb2.GetEntryResponse, _abc.Awaitable[_reid_pb2.GetEntryResponse]]:
         """Answers with one entry."""
+
+    @_abc_1.abstractmethod
+    def GetThumbnail(
+        self,
+        request: _reid_pb2.GetThumbnailRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.GetThumbnailResponse, _abc.Awaitable[_reid_pb2.GetThumbnailResponse]]:
+        """Answers with the small picture of an entry that its gallery keeps, or that may be made of its source."""
 
     @_abc_1.abstractmethod
     def ListEntries(
@@ -264,6 +288,8 @@ class ModelServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     GetModel: _grpc.UnaryUnaryMultiCallable[_reid_pb2.GetModelRequest, _reid_pb2.GetModelResponse]
     """Answers with the model and what is known of it."""
+    GetLive: _grpc.UnaryUnaryMultiCallable[_reid_pb2.GetLiveRequest, _reid_pb2.GetLiveResponse]
+    """Answers with what the model has done in the last seconds, and what waits for it."""
     Reload: _grpc.UnaryUnaryMultiCallable[_reid_pb2.ReloadRequest, _reid_pb2.ReloadResponse]
     """Loads a model beside the one that serves, warms it, checks its canaries, and puts it in its place; calls under way
     end with the old one. A model of another identity needs galleries that were rebuilt for it. A failure changes
@@ -279,6 +305,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetModel: _aio.UnaryUnaryMultiCallable[_reid_pb2.GetModelRequest, _reid_pb2.GetModelResponse]  # type: ignore[assignment]
     """Answers with the model and what is known of it."""
+    GetLive: _aio.UnaryUnaryMultiCallable[_reid_pb2.GetLiveRequest, _reid_pb2.GetLiveResponse]  # type: ignore[assignment]
+    """Answers with what the model has done in the last seconds, and what waits for it."""
     Reload: _aio.UnaryUnaryMultiCallable[_reid_pb2.ReloadRequest, _reid_pb2.ReloadResponse]  # type: ignore[assignment]
     """Loads a model beside the one that serves, warms it, checks its canaries, and puts it in its place; calls under way
     end with the old one. A model of another identity needs galleries that were rebuilt for it. A failure changes
@@ -297,6 +325,14 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_reid_pb2.GetModelResponse, _abc.Awaitable[_reid_pb2.GetModelResponse]]:
         """Answers with the model and what is known of it."""
+
+    @_abc_1.abstractmethod
+    def GetLive(
+        self,
+        request: _reid_pb2.GetLiveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reid_pb2.GetLiveResponse, _abc.Awaitable[_reid_pb2.GetLiveResponse]]:
+        """Answers with what the model has done in the last seconds, and what waits for it."""
 
     @_abc_1.abstractmethod
     def Reload(
