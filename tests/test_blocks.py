@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reidserve.index import Entry, Filter, Snapshot
+from reidserve.index import Entry, Filter, FolderSnapshot
 from reidserve.index.search.blocks import Growth, entry_bytes
 from reidserve.index.storage.rows import Changes, Piece
 from tests.conftest import unit_rows
@@ -122,7 +122,7 @@ def test_the_texts_of_what_went_are_forgotten_and_filters_find_what_is_there(mon
         gone = np.arange(max(2, first - 40), max(2, first - 40 + together))  # but not the very first
         blocks = growth.apply(Changes(first, False, [new], gone, []))
         most = max(most, *(len(block.columns.codes) for block in blocks))
-        snapshot = Snapshot(first, 4, blocks)
+        snapshot = FolderSnapshot(first, 4, blocks)
         wanted = ["e1", f"e{first}", f"e{max(1, first - 20)}"]
         found = snapshot.matching(Filter(pids=frozenset(f"p{name}" for name in wanted)))
         assert {entry.id for entry in found} == set(wanted)

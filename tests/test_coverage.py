@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from reidserve.errors import GalleryBehindError
-from reidserve.index import Gallery, open_gallery, open_writer
+from reidserve.index import FolderGallery, open_writer
+from reidserve.index.gallery import open_gallery
 from reidserve.index.search.faiss_cpu import VERSION, Frame, RaBitQ, encode
 from reidserve.index.storage.cache import CachedCodes, load_codes
 from reidserve.index.storage.store import create_store
@@ -102,7 +103,7 @@ def test_a_long_walk_with_an_index_is_answered_like_a_dict(tmp_path: Path, kind,
     assert covered > 60
 
 
-def nominator_of(gallery: Gallery) -> RaBitQ:
+def nominator_of(gallery: FolderGallery) -> RaBitQ:
     covered = gallery.snapshot.covered
     assert covered is not None
     assert isinstance(covered.nominator, RaBitQ)

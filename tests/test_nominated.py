@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reidserve.index import Entry, Filter, Snapshot
+from reidserve.index import Entry, Filter, FolderSnapshot
 from reidserve.index.search import nominated
 from reidserve.index.search.blocks import Growth
 from reidserve.index.search.flat import Part
@@ -186,7 +186,7 @@ def test_a_snapshot_asks_the_nominator_for_the_first_blocks_and_multiplies_the_r
         covers = [block for block in blocks if np.isin(block.rows, proposer.rows).all()]
         count = next((n for n, block in enumerate(blocks) if block not in covers), len(blocks))
         covered = cover(proposer, blocks[:count]) if count else None
-        snapshot = Snapshot(generation, 16, blocks, covered)
+        snapshot = FolderSnapshot(generation, 16, blocks, covered)
         assert snapshot.kind == ("plain" if covered else "flat")
         queries = unit_rows(rng, 5, 16)
         numbers = np.array(sorted(live))

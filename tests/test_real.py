@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 
 from reidserve.client import Client
 from reidserve.embed import Embedder, open_embedder
-from reidserve.index import read_snapshot
+from reidserve.index import Filter, GalleryUrl, Record, read_snapshot
+from reidserve.index.places import open_gallery
+from reidserve.index.storage.rows import Stored
+from reidserve.index.storage.store import open_store
 from tests.conftest import Server, run_command, start_server, stop_server
 
 PATTERN = r"(?P<pid>[a-z]+_\d+)_cam(?P<camid>\d)"
@@ -103,3 +107,30 @@ def test_rankings_over_grpc_equal_brute_force_entry_by_entry_and_score_by_score(
             assert [hit.entry_id for hit in hits] == [entries[place].id for place in order]
             assert [np.float32(hit.score) for hit in hits] == scores[order].tolist()
             assert [(hit.pid, hit.camid) for hit in hits[:1]] == [(entries[order[0]].pid, entries[order[0]].camid)]
+
+
+@pytest.mark.parametrize("address", ["lite_address", "milvus_address"])
+def test_rankings_in_milvus_equal_the_folders_entry_by_entry_and_bit_by_bit(
+    request: pytest.FixtureRequest, address: str, vehicles: Path
+):
+    from reidserve.index.milvus import make_rows
+
+    url = GalleryUrl("milvus", request.getfixturevalue(address), "vehicles")
+    with closing(open_store(vehicles)) as store:
+        found = [one for one in store.scan() if isinstance(one, Stored)]
+        with closing(make_rows(url, store.origin)) as rows:
+            for start in range(0, len(found), 512):
+                some = found[start : start + 512]
+                rows.upsert([Record(one.entry, one.content_sha256, one.vector) for one in some])
+    here = read_snapshot(vehicles)
+    with closing(open_gallery(url)) as gallery:
+        there = gallery.snapshot
+        assert list(there.entries()) == list(here.entries())
+        queries = np.stack([one.vector for one in found[::5]])
+        for where in (None, Filter(not_camids=frozenset("1"))):
+            expected, ranking = (one.search(queries, top_k=10, where=where) for one in (here, there))
+            assert there.hits(ranking) == here.hits(expected)
+            np.testing.assert_array_equal(ranking.scores.view(np.uint32), expected.scores.view(np.uint32))
+        expected, ranking = (one.rank_all(queries) for one in (here, there))
+        np.testing.assert_array_equal(ranking.scores.view(np.uint32), expected.scores.view(np.uint32))
+        assert there.hits(ranking) == here.hits(expected)

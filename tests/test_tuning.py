@@ -8,7 +8,7 @@ import pytest
 from reidserve.embed import Embeddings
 from reidserve.errors import EvaluationError
 from reidserve.evaluate import Labelled, Labels, evaluate, tune
-from reidserve.index import Entry, Origin, Record, Snapshot, read_snapshot
+from reidserve.index import Entry, FolderSnapshot, Origin, Record, read_snapshot
 from reidserve.index.search.nominated import cover
 from reidserve.index.search.ranking import Rows
 from reidserve.index.storage.store import create_store
@@ -17,7 +17,7 @@ from tests.conftest import unit_rows
 DIM, PIDS, CAMIDS, FRAMES = 32, 12, 3, 2
 
 
-def labelled_gallery(folder: Path, *, pids: int = PIDS, camids: int = CAMIDS) -> Snapshot:
+def labelled_gallery(folder: Path, *, pids: int = PIDS, camids: int = CAMIDS) -> FolderSnapshot:
     rng = np.random.default_rng(5)
     centres = unit_rows(rng, pids, DIM)
     records = []
@@ -34,7 +34,7 @@ def labelled_gallery(folder: Path, *, pids: int = PIDS, camids: int = CAMIDS) ->
 
 
 @pytest.fixture
-def snapshot(tmp_path: Path) -> Snapshot:
+def snapshot(tmp_path: Path) -> FolderSnapshot:
     return labelled_gallery(tmp_path / "labelled.gallery")
 
 
@@ -56,7 +56,7 @@ class Forgetful:
         return scores, np.where(np.isfinite(scores), self.rows[order], -1)
 
 
-def test_exact_search_to_the_last_entry_scores_what_the_harness_scores(snapshot: Snapshot):
+def test_exact_search_to_the_last_entry_scores_what_the_harness_scores(snapshot: FolderSnapshot):
     (report,) = tune({"flat": snapshot}, queries=1000, top_k=len(snapshot))
     entries = [entry for entry in snapshot.entries() if entry.pid != "-1"]
     everything = list(snapshot.entries())
@@ -76,7 +76,7 @@ def test_exact_search_to_the_last_entry_scores_what_the_harness_scores(snapshot:
     assert report.query_ms > 0
 
 
-def test_an_index_that_misses_entries_shows_what_that_costs(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch):
+def test_an_index_that_misses_entries_shows_what_that_costs(snapshot: FolderSnapshot, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("reidserve.index.search.nominated._candidates", lambda dim, top_k: 4)
     monkeypatch.setattr("reidserve.index.search.nominated.MOST_CANDIDATES", 1)
     vectors = np.concatenate([block.vectors for block in snapshot.blocks])
@@ -96,13 +96,13 @@ def test_an_index_that_misses_entries_shows_what_that_costs(snapshot: Snapshot, 
     assert lossy.rank1 < exact.rank1
 
 
-def test_a_sample_is_the_same_for_a_seed(snapshot: Snapshot):
+def test_a_sample_is_the_same_for_a_seed(snapshot: FolderSnapshot):
     first, again = (tune({"flat": snapshot}, queries=10, top_k=5, seed=3)[0] for _ in range(2))
     other = tune({"flat": snapshot}, queries=10, top_k=5, seed=4)[0]
     assert replace(first, query_ms=0) == replace(again, query_ms=0) != replace(other, query_ms=0)
 
 
-def test_rank_k_is_not_said_of_queries_with_too_few_hits_that_count(snapshot: Snapshot):
+def test_rank_k_is_not_said_of_queries_with_too_few_hits_that_count(snapshot: FolderSnapshot):
     (report,) = tune({"flat": snapshot}, top_k=4)
     # Of the 4 best some are of the query's own camera and pid.
     assert report.rank1 is not None

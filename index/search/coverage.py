@@ -14,7 +14,7 @@ from reidserve.errors import DeviceError
 from reidserve.index.search.blocks import Block
 from reidserve.index.search.nominated import Covered, Nominator, cover
 from reidserve.index.search.ranking import Rows
-from reidserve.index.storage.cache import CachedCodes, load_codes, save_codes
+from reidserve.index.storage.cache import CachedCodes, has_cache, load_codes, save_codes
 
 if TYPE_CHECKING:
     from reidserve.index.search.faiss_cpu import FlatFp16, Frame, RaBitQ
@@ -32,6 +32,7 @@ SAVED_SHARE = 0.25
 
 _TOGETHER = 8
 _STALE = 2
+_NO_ROWS: Rows = np.empty(0, np.int64)
 
 
 class Coverage:
@@ -61,6 +62,7 @@ class Coverage:
 
     def extend(self, sealed: Sequence[Block]) -> bool:
         """Cover full blocks that are new; returns whether that changed anything."""
+        self._index.blocks = sealed
         rows = sum(len(block.rows) for block in sealed)
         if rows < self._least:
             return False
@@ -71,18 +73,25 @@ class Coverage:
         if known is not None and (len(known.rows) > _STALE * rows or (new and new[0].rows[0] <= known.rows[-1])):
             self._index.close()
             self._index = self._new_index()
+            self._index.blocks = sealed
             new = list(sealed)
         for start in range(0, len(new), _TOGETHER):
             self._index.extend(new[start : start + _TOGETHER])
         return self._index.nominator is not known
 
     def close(self) -> None:
-        """Keep on disk what was computed since the last time."""
+        """Keep on disk what was computed since the last time, or is there no more."""
         self._index.close()
 
 
 class _Index(Protocol):
-    """One kind of index over full blocks."""
+    """One kind of index over full blocks.
+
+    Attributes:
+        blocks: the full blocks as they stand: what is kept on disk is of their live rows.
+    """
+
+    blocks: Sequence[Block]
 
     @property
     def nominator(self) -> Nominator | None:
@@ -99,6 +108,7 @@ class _NoIndex:
     """Rows are multiplied, all of them."""
 
     nominator = None
+    blocks: Sequence[Block] = ()
 
     def extend(self, blocks: Sequence[Block]) -> None:
         """Nothing to do."""
@@ -109,6 +119,8 @@ class _NoIndex:
 
 class _RaBitQIndex:
     """Codes of one bit per dimension, which are kept in the gallery's cache."""
+
+    blocks: Sequence[Block] = ()
 
     def __init__(self, folder: Path, dim: int) -> None:
         self.nominator: RaBitQ | None = None
@@ -142,7 +154,7 @@ class _RaBitQIndex:
             self._save()
 
     def close(self) -> None:
-        if self._unsaved:
+        if self._unsaved or not has_cache(self._folder):
             self._save()
 
     def _first_frame(self, block: Block) -> "Frame":
@@ -162,9 +174,12 @@ class _RaBitQIndex:
         if self.nominator is None:
             return
         frame = self.nominator.frame
-        kept = CachedCodes(
-            self.nominator.rows, np.concatenate(self._crc32s), self.nominator.codes, frame.centre, frame.seed
+        # A code is a likeness too: of what was removed none may come back to the disk.
+        live = np.isin(
+            self.nominator.rows, np.concatenate([_NO_ROWS, *(block.rows[block.live] for block in self.blocks)])
         )
+        rows, crc32s, codes = self.nominator.rows, np.concatenate(self._crc32s), self.nominator.codes
+        kept = CachedCodes(rows[live], crc32s[live], codes[live], frame.centre, frame.seed)
         # Where they cannot be saved they are made anew next time, and that has been said.
         save_codes(self._folder, kept, kind="rabitq", version=VERSION)
         self._unsaved = 0
@@ -172,6 +187,8 @@ class _RaBitQIndex:
 
 class _HalvesIndex:
     """Embeddings in half precision on the CPU."""
+
+    blocks: Sequence[Block] = ()
 
     def __init__(self) -> None:
         self.nominator: FlatFp16 | None = None
@@ -189,6 +206,8 @@ class _HalvesIndex:
 
 class _GpuIndex:
     """Embeddings in half precision on a GPU."""
+
+    blocks: Sequence[Block] = ()
 
     def __init__(self) -> None:
         from reidserve.index.search.faiss_gpu import check_gpu

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reidserve.embed import Embeddings
+from reidserve.embed import Embeddings, off_unit
+from reidserve.errors import QueryError
 
 SETTLED_WITHIN = 1e-5
 """Ten times the largest difference seen between product and vecdot of unit vectors (1.0e-6, of rows that are all
@@ -32,6 +33,8 @@ Rows = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
 NO_ROW = -1
+
+MAX_TOP_K = 10_000
 
 _TILE_BYTES = 2**20  # of vectors, which a core's cache holds while every query is scored
 _SETTLED_AT_ONCE = 128  # rows copied together: what a core's cache holds
@@ -48,6 +51,28 @@ class Ranking:
 
     scores: Scores
     rows: Rows
+
+
+def check_top_k(top_k: int) -> None:
+    """See that so many hits may be asked for.
+
+    Raises:
+        QueryError: `top_k` is not 1 to MAX_TOP_K.
+    """
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise QueryError(f"top_k must be 1 to {MAX_TOP_K:,}, got {top_k}")
+
+
+def check_queries(queries: Embeddings, dim: int) -> None:
+    """See that queries (Q, dim) may be searched with.
+
+    Raises:
+        QueryError: they have other dimensions, or are not of unit length.
+    """
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise QueryError(f"the gallery's embeddings have {dim} dimensions, the query has {queries.shape[-1]}")
+    if wrong := off_unit(queries):
+        raise QueryError(f"a query must be of unit length (L2-normalise it), got {wrong[0][1]:g}")
 
 
 def rank_plainly(

@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from reidserve.embed import Embedding, Embeddings, off_unit
-from reidserve.errors import EntryNotFoundError, IncompleteRankingError, QueryError
+from reidserve.embed import Embedding, Embeddings
+from reidserve.errors import EntryNotFoundError, IncompleteRankingError
 from reidserve.index.entry import Entry, Hit
 from reidserve.index.filters import Filter
 from reidserve.index.search import flat, nominated, whole
@@ -15,14 +15,12 @@ from reidserve.index.search.blocks import Block
 from reidserve.index.search.columns import Sought
 from reidserve.index.search.flat import Part
 from reidserve.index.search.nominated import Covered
-from reidserve.index.search.ranking import NO_ROW, Ranking, Rows, merged
+from reidserve.index.search.ranking import NO_ROW, Ranking, Rows, check_queries, check_top_k, merged
 from reidserve.index.storage.rows import Damage
-
-MAX_TOP_K = 10_000
 
 
 @dataclass(frozen=True, eq=False)
-class Snapshot:
+class FolderSnapshot:
     """A gallery as it stood at one generation; it never changes and may be searched from any thread.
 
     Attributes:
@@ -38,6 +36,11 @@ class Snapshot:
     blocks: Sequence[Block] = ()
     covered: Covered | None = None
     damaged: Sequence[Damage] = field(default=())
+
+    @property
+    def in_memory(self) -> bool:
+        """Its calls answer at once."""
+        return True
 
     def __len__(self) -> int:
         return self._count
@@ -161,8 +164,7 @@ class Snapshot:
         Raises:
             QueryError: `top_k` is not 1 to MAX_TOP_K.
         """
-        if not 1 <= top_k <= MAX_TOP_K:
-            raise QueryError(f"top_k must be 1 to {MAX_TOP_K:,}, got {top_k}")
+        check_top_k(top_k)
 
     def check_queries(self, queries: Embeddings) -> None:
         """See that queries (Q, dim) may be searched with.
@@ -170,16 +172,17 @@ class Snapshot:
         Raises:
             QueryError: they have other dimensions than the gallery, or are not of unit length.
         """
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise QueryError(f"the gallery's embeddings have {self.dim} dimensions, the query has {queries.shape[-1]}")
-        if wrong := off_unit(queries):
-            raise QueryError(f"a query must be of unit length (L2-normalise it), got {wrong[0][1]:g}")
+        check_queries(queries, self.dim)
 
     def vector(self, row: int) -> Embedding:
         """The embedding (dim,) of a live row."""
         block, place = self._located(row)
         vector: Embedding = block.vectors[place]
         return vector
+
+    def vectors(self, rows: Sequence[int]) -> Embeddings:
+        """The embeddings (n, dim) of live rows."""
+        return np.stack([self.vector(row) for row in rows]) if len(rows) else np.empty((0, self.dim), np.float32)
 
     def hits(self, ranking: Ranking) -> list[list[Hit]]:
         """The entries that a ranking of this snapshot names, per query, best first."""
