@@ -1,6 +1,5 @@
 """Building: images become the entries of a gallery, and nothing is embedded twice."""
 
-import contextlib
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -8,19 +7,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
-
-import numpy as np
+from typing import Any, Generic, Self
 
 from reidserve.datasets import Crop, path_to_text
-from reidserve.embed import Embedder, Embedding, Image, map_ahead, read_image
+from reidserve.embed import BulkEmbedder, Embedding, Prepared, map_ahead, read_image, shrink
 from reidserve.errors import DatasetError, ImageError, OutputExistsError, ReidError
 from reidserve.index.entry import Entry
-from reidserve.index.gallery import check_origin, check_whole, most_entries, open_writer
-from reidserve.index.storage.database import DATABASE_FILES, Origin, holds_gallery
-from reidserve.index.storage.lock import LOCK, writer_lock
+from reidserve.index.gallery import check_whole, most_entries
+from reidserve.index.opening import filling, writing
+from reidserve.index.place import Place, place_text
+from reidserve.index.seam import Rows
+from reidserve.index.storage.database import Origin
 from reidserve.index.storage.rows import Record, Written
-from reidserve.index.storage.store import BUILDING, BUILT, ROOT, STATE, Store, create_store, open_store
+from reidserve.index.storage.store import BUILDING, BUILT, ROOT, STATE
 
 COMMIT_ROWS = 256
 
@@ -73,20 +72,22 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Loaded:
-    """An image that was read: with pixels where it must be embedded, with the reason where it cannot be.
+class _Loaded(Generic[Prepared]):
+    """An image that was read: prepared where it must be embedded, with the reason where it cannot be.
 
     Attributes:
         item: what it is for.
         content_sha256: of the encoded image.
-        pixels: the crop at the model's size; None where the gallery has an entry of that content.
+        prepared: what is embedded; None where the gallery has an entry of that content.
         failure: why it cannot be read.
+        thumbnail: it made small; None where none is wanted or there is one.
     """
 
     item: Item
     content_sha256: bytes = b""
-    pixels: Image | None = None
+    prepared: Prepared | None = None
     failure: str | None = None
+    thumbnail: bytes | None = None
 
 
 def no_progress(done: int, total: int) -> None:
@@ -96,19 +97,20 @@ def no_progress(done: int, total: int) -> None:
 def build_gallery(
     crops: Sequence[Crop],
     root: Path,
-    out: Path,
-    embedder: Embedder,
+    out: Place,
+    embedder: BulkEmbedder[Any],
     *,
     prune: bool = False,
     force: bool = False,
+    thumbnails: bool = False,
     max_memory: int | None = None,
     progress: Progress = no_progress,
 ) -> BuildReport:
     """Put these crops into the gallery at `out`, under the ids of their paths below `root`; it is made if need be.
 
     What is new or changed is embedded, and with `prune` what is not among the crops is removed. A build that was cut
-    off goes on where it stopped: each COMMIT_ROWS entries are one transaction. `max_memory` is the bytes that the
-    gallery's entries may take where it is served.
+    off goes on where it stopped: each COMMIT_ROWS entries are one transaction. With `thumbnails` each entry that has
+    none gets one. `max_memory` is the bytes that the gallery's entries may take where it is served.
 
     Raises:
         DatasetError: two crops have one id.
@@ -120,20 +122,19 @@ def build_gallery(
     """
     items = [Item(crop.path, entry) for crop, entry in zip(crops, _entries(crops, root), strict=True)]
     source = path_to_text(root.absolute())
-    check_own(out)
-    with writer_lock(out), closing(open_or_create(out, embedder)) as store:
-        check_whole(store)
+    with filling(out, origin_of(embedder)) as store:
+        check_whole(place_text(out), store)
         built_from = store.note(ROOT)
         if built_from not in (None, source) and not force:
             raise OutputExistsError(
-                f"{path_to_text(out)} holds a gallery built from {built_from}: choose another --out, add single images "
+                f"{place_text(out)} holds a gallery built from {built_from}: choose another --out, add single images "
                 "with reid-index add, or take it over to this folder with --force"
             )
         store.most_entries = most_entries(store.origin, max_memory)
         store.write_note(ROOT, source)
         store.write_note(STATE, BUILDING)
         report = BuildReport()
-        write_all(items, store, store.contents(), embedder, report, progress)
+        write_all(items, store, store.contents(), embedder, report, progress, thumbnails=thumbnails)
         gone = store.ids() - {item.entry.id for item in items}
         report.gone = len(gone)
         if prune:
@@ -144,13 +145,16 @@ def build_gallery(
 
 def add_images(
     items: Sequence[Item],
-    folder: Path,
-    embedder: Embedder,
+    place: Place,
+    embedder: BulkEmbedder[Any],
     *,
+    thumbnails: bool = False,
     max_memory: int | None = None,
     progress: Progress = no_progress,
 ) -> BuildReport:
     """Put single images into a gallery that is there; entries of the same ids are replaced where they differ.
+
+    With `thumbnails` each of them gets one that has none.
 
     Raises:
         DatasetError: two images have one id.
@@ -161,13 +165,18 @@ def add_images(
         if item.entry.id in seen:
             raise DatasetError(f"two images have the id {item.entry.id}")
         seen.add(item.entry.id)
-    with open_writer(folder, identity=embedder.contract.identity, max_memory=max_memory) as store:
+    with writing(place, identity=embedder.contract.identity, max_memory=max_memory) as store:
         report = BuildReport()
-        write_all(items, store, store.known(seen), embedder, report, progress)
+        write_all(items, store, store.known(seen), embedder, report, progress, thumbnails=thumbnails)
         return finished(report, store)
 
 
-def finished(report: BuildReport, store: Store) -> BuildReport:
+def origin_of(embedder: BulkEmbedder[Any]) -> Origin:
+    """What a gallery that a model begins says of it."""
+    return Origin(embedder.contract.identity, embedder.engine, embedder.contract.dim)
+
+
+def finished(report: BuildReport, store: Rows) -> BuildReport:
     """A report with what the gallery holds at its end."""
     report.entries, report.generation = store.count(), store.generation()
     return report
@@ -184,54 +193,31 @@ def _entries(crops: Sequence[Crop], root: Path) -> list[Entry]:
     return list(entries.values())
 
 
-def check_own(out: Path) -> None:
-    """See that nothing of somebody else's lies where a gallery is to be.
-
-    Raises:
-        OutputExistsError: something does.
-    """
-    if not out.exists() or holds_gallery(out):
-        return
-    if not out.is_dir() or {path.name for path in out.iterdir()} - {LOCK, *DATABASE_FILES}:
-        raise OutputExistsError(f"{path_to_text(out)} is there already and is no gallery: choose another --out")
-
-
-def open_or_create(out: Path, embedder: Embedder) -> Store:
-    """Open the gallery of this model at `out` to write, or make it; the caller holds the writer's lock.
-
-    Raises:
-        GalleryError, GalleryModelError: it cannot be written, or holds the embeddings of another model.
-    """
-    identity = embedder.contract.identity
-    if not holds_gallery(out):
-        return create_store(out, Origin(identity, embedder.engine, embedder.contract.dim))
-    with contextlib.ExitStack() as on_failure:
-        store = open_store(out, write=True)
-        on_failure.callback(store.close)
-        check_origin(out, store.origin, identity=identity)
-        on_failure.pop_all()
-        return store
-
-
 def write_all(
     items: Sequence[Item],
-    store: Store,
+    store: Rows,
     known: Mapping[str, tuple[Entry, bytes]],
-    embedder: Embedder,
+    embedder: BulkEmbedder[Prepared],
     report: BuildReport,
     progress: Progress,
+    *,
+    thumbnails: bool = False,
 ) -> None:
-    """Write what is new or changed against the `known` entries of the store, each with its content_sha256."""
-    contents = {content for _, content in known.values()}
+    """Write what is new or changed against the `known` entries of the store, each with its content_sha256.
 
-    def load(item: Item) -> _Loaded:
-        return _load(item, contents, embedder)
+    An entry that is to have one of the `thumbnails`, and has none, is changed.
+    """
+    contents = {content for _, content in known.values()}
+    shown = {name: known[name][1] for name in store.with_thumbnail() & known.keys()} if thumbnails else None
+
+    def load(item: Item) -> _Loaded[Prepared]:
+        return _load(item, contents, embedder, shown)
 
     done = 0
-    with _Writing(store) as writing, closing(map_ahead(load, items, ahead=COMMIT_ROWS)) as loading:
+    with _Writing(store) as writing, closing(map_ahead(load, items, ahead=embedder.ahead)) as loading:
         while group := list(itertools.islice(loading, COMMIT_ROWS)):
             readable = [loaded for loaded in group if loaded.failure is None]
-            changed = [one for one in readable if known.get(one.item.entry.id) != (one.item.entry, one.content_sha256)]
+            changed = [one for one in readable if one.thumbnail is not None or not _is_known(one, known)]
             report.failures += [(one.item.name, one.failure) for one in group if one.failure is not None]
             report.kept += len(readable) - len(changed)
             records = _records(changed, writing, contents, embedder, report)
@@ -245,9 +231,9 @@ def write_all(
 class _Writing:
     """Writes to a store on a thread of its own, one write after the other, while the next images are embedded."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Rows) -> None:
         self._store = store
-        self._reader = open_store(store.folder)
+        self._reader = store.another()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._pending: Future[Written] | None = None
 
@@ -277,13 +263,22 @@ class _Writing:
             pending.result()
 
 
-def _load(item: Item, contents: Set[bytes], embedder: Embedder) -> _Loaded:
+def _is_known(loaded: _Loaded[Prepared], known: Mapping[str, tuple[Entry, bytes]]) -> bool:
+    return known.get(loaded.item.entry.id) == (loaded.item.entry, loaded.content_sha256)
+
+
+def _load(
+    item: Item, contents: Set[bytes], embedder: BulkEmbedder[Prepared], shown: Mapping[str, bytes] | None
+) -> _Loaded[Prepared]:
+    """Read an image; `shown` has the content of each entry with a thumbnail, by id, where there are to be some."""
     try:
         data = read_image(item.path)
         content = hashlib.sha256(data).digest()
         if item.content_sha256 not in (None, content):
             return _Loaded(item, failure=f"{path_to_text(item.path)} is no longer the image that it was made of")
-        return _Loaded(item, content, None if content in contents else embedder.prepare(data))
+        thumbnail = None if shown is None or shown.get(item.entry.id) == content else shrink(data)
+        prepared = None if content in contents else embedder.prepare(data)
+        return _Loaded(item, content, prepared, thumbnail=thumbnail)
     except OSError as error:
         return _Loaded(item, failure=_reason(item, error.strerror or str(error)))
     except ImageError as error:
@@ -295,11 +290,15 @@ def _reason(item: Item, fault: str) -> str:
 
 
 def _records(
-    changed: Sequence[_Loaded], writing: _Writing, contents: Set[bytes], embedder: Embedder, report: BuildReport
+    changed: Sequence[_Loaded[Prepared]],
+    writing: _Writing,
+    contents: Set[bytes],
+    embedder: BulkEmbedder[Prepared],
+    report: BuildReport,
 ) -> list[Record]:
     """The records of images that are new or changed, in their order; one that the model fails on is reported."""
     answers: dict[bytes, Embedding | ReidError] = {}
-    fresh: dict[bytes, Image] = {}
+    fresh: dict[bytes, Prepared] = {}
     for loaded in changed:
         content = loaded.content_sha256
         if content in answers or content in fresh:
@@ -310,29 +309,29 @@ def _records(
         if vector is not None:
             answers[content] = vector
             continue
-        pixels = _pixels(loaded, embedder)
-        if isinstance(pixels, ReidError):
-            answers[content] = pixels
+        prepared = _prepared(loaded, embedder)
+        if isinstance(prepared, ReidError):
+            answers[content] = prepared
         else:
-            fresh[content] = pixels
+            fresh[content] = prepared
     if fresh:
-        answers |= zip(fresh, embedder.embed_each(np.stack(list(fresh.values()))), strict=True)
+        answers |= zip(fresh, embedder.embed_each(list(fresh.values())), strict=True)
     records = []
     for loaded in changed:
         vector_or_error = answers[loaded.content_sha256]
         if isinstance(vector_or_error, ReidError):
             report.failures.append((loaded.item.name, _reason(loaded.item, str(vector_or_error))))
         else:
-            records.append(Record(loaded.item.entry, loaded.content_sha256, vector_or_error))
+            records.append(Record(loaded.item.entry, loaded.content_sha256, vector_or_error, loaded.thumbnail))
     embedded = sum(not isinstance(answers[content], ReidError) for content in fresh)
     report.embedded += embedded
     report.reused += len(records) - embedded
     return records
 
 
-def _pixels(loaded: _Loaded, embedder: Embedder) -> Image | ReidError:
-    if loaded.pixels is not None:
-        return loaded.pixels
+def _prepared(loaded: _Loaded[Prepared], embedder: BulkEmbedder[Prepared]) -> Prepared | ReidError:
+    if loaded.prepared is not None:
+        return loaded.prepared
     # Its content was known when it was read, but the only entry that had it was rewritten since.
     try:
         data = read_image(loaded.item.path)

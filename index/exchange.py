@@ -21,10 +21,11 @@ from safetensors.numpy import save_file
 from reidserve.datasets import Attribute, path_to_text, read_timestamp
 from reidserve.embed import UNIT_TOLERANCE, Embedding, Embeddings
 from reidserve.errors import DatasetError, EntryError, GalleryError, GalleryFullError, GalleryModelError
-from reidserve.index.build import Progress, check_own, no_progress
+from reidserve.index.build import Progress, no_progress
 from reidserve.index.entry import Entry
 from reidserve.index.filters import Filter
 from reidserve.index.gallery import check_origin, check_whole, most_entries
+from reidserve.index.opening import check_own
 from reidserve.index.storage.database import Origin, holds_gallery
 from reidserve.index.storage.folders import new_folder
 from reidserve.index.storage.lock import writer_lock
@@ -100,7 +101,7 @@ def export_gallery(
         GalleryError: the gallery cannot be read, or `out` not written; nothing is left there.
     """
     with closing(open_store(folder)) as store:
-        check_whole(store)
+        check_whole(path_to_text(folder), store)
         try:
             with new_folder(out) as partial:
                 return _write_files(store, partial, where, progress)
@@ -231,7 +232,7 @@ def _open_or_create(folder: Path, origin: Origin) -> Store:
 
 
 def _check_fits(store: Store, origin: Origin) -> None:
-    check_whole(store)
+    check_whole(path_to_text(store.folder), store)
     check_origin(store.folder, store.origin, identity=origin.identity)
     if store.origin.dim != origin.dim:
         raise DatasetError(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from reidserve.datasets import path_to_text
 from reidserve.errors import GalleryBehindError, GalleryError, GalleryFullError, GalleryModelError
@@ -13,17 +14,20 @@ from reidserve.index.entry import Entry
 from reidserve.index.filters import Filter
 from reidserve.index.search.blocks import BLOCK_ROWS, Growth, entry_bytes
 from reidserve.index.search.coverage import Coverage, IndexDevice, IndexKind
-from reidserve.index.search.snapshot import Snapshot
+from reidserve.index.search.snapshot import FolderSnapshot
 from reidserve.index.storage.database import Origin, find_database
+from reidserve.index.storage.erasure import erase
 from reidserve.index.storage.lock import writer_lock
 from reidserve.index.storage.rows import Damage, Record, Written
-from reidserve.index.storage.store import REBUILDING, STATE, Store, open_store
+from reidserve.index.storage.store import COPYING, REBUILDING, STATE, Store, open_store
+from reidserve.index.thumbnails import find_thumbnail
 
 _POLL_SECONDS = 0.005
+_UNFINISHED = {REBUILDING: "rebuild", COPYING: "copy"}
 
 
-class Gallery:
-    """A gallery opened for searching, and for writing where that was asked for.
+class FolderGallery:
+    """A folder's gallery opened for searching, and for writing where that was asked for.
 
     A search takes `snapshot` once and uses it from start to end; `refresh` and the writes put the next one in its
     place, and no search waits for them. Safe from any thread. A write returns after it is on the disk and in
@@ -38,7 +42,7 @@ class Gallery:
     def __init__(self, store: Store, coverage: Coverage, lock: contextlib.ExitStack, *, writes: bool) -> None:
         self.folder = store.folder
         self.origin = store.origin
-        self.snapshot = Snapshot(generation=-1, dim=store.origin.dim)
+        self.snapshot = FolderSnapshot(generation=-1, dim=store.origin.dim)
         self._store = store
         self._coverage = coverage
         self._lock = lock
@@ -49,6 +53,11 @@ class Gallery:
         self._grown = -1
         self._changing = threading.Lock()
         self.refresh()
+
+    @property
+    def place(self) -> Path:
+        """Where it lies."""
+        return self.folder
 
     def refresh(self) -> bool:
         """Catch up with what any process has committed; returns whether there was anything.
@@ -66,7 +75,7 @@ class Gallery:
             self._seen = version
             return newer
 
-    def wait(self, generation: int, *, timeout: float) -> Snapshot:
+    def wait(self, generation: int, *, timeout: float) -> FolderSnapshot:
         """The first snapshot at a generation or later, to read what somebody wrote; `timeout` in seconds.
 
         Raises:
@@ -124,6 +133,39 @@ class Gallery:
                 ids = [entry.id for entry in self.snapshot.matching(where)]
             return store.delete(ids or ())
 
+    def thumbnail(self, entry_id: str, *, sources: Path | None = None) -> bytes | None:
+        """The thumbnail of an entry as it is encoded, None if there is none; see index/thumbnails.py for `sources`.
+
+        Raises:
+            GalleryError: the gallery cannot be read, or the entry is damaged.
+        """
+        # A connection of its own: no thumbnail waits for a write.
+        with contextlib.closing(self.rows()) as rows:
+            return find_thumbnail(rows, entry_id, sources=sources)
+
+    def erase(self) -> bool:
+        """Clear the gallery's files of every byte of what was removed; returns whether there was any.
+
+        Writes wait meanwhile, which takes as long as writing the gallery anew; searches do not.
+
+        Raises:
+            RemainsError: bytes of it are left, because the gallery is being read.
+            GalleryError: it was not opened for writing, or the disk failed.
+        """
+        with self._writing() as store:
+            if not erase(store):
+                return False
+            self._coverage.close()
+            return True
+
+    def rows(self) -> Store:
+        """A connection to its rows, to be read beside searches and closed by who asked for it.
+
+        Raises:
+            GalleryError: the gallery cannot be read.
+        """
+        return self._store.another()
+
     def close(self) -> None:
         """Let go of the files and the writer's lock; snapshots stay usable."""
         with self._changing, self._lock:
@@ -167,7 +209,7 @@ class Gallery:
         damaged = tuple(self._damaged.values())
         dim = self.origin.dim
         # What is new is served at once, multiplied; the index follows when there is a new full block.
-        self.snapshot = Snapshot(changes.generation, dim, blocks, self._coverage.of(blocks), damaged)
+        self.snapshot = FolderSnapshot(changes.generation, dim, blocks, self._coverage.of(blocks), damaged)
         if self._coverage.extend(self._growth.sealed):
             self.snapshot = replace(self.snapshot, covered=self._coverage.of(blocks))
         return True
@@ -181,7 +223,7 @@ def open_gallery(
     kind: IndexKind = "auto",
     device: IndexDevice = "cpu",
     max_memory: int | None = None,
-) -> Gallery:
+) -> FolderGallery:
     """Open a gallery for searching with a model, and to `write`, which one process at a time may.
 
     `kind` says how rows are searched and `device` where; `max_memory`, bytes, is what its entries may take.
@@ -202,10 +244,10 @@ def open_gallery(
         opened.callback(store.close)
         if identity is not None:
             check_origin(folder, store.origin, identity=identity)
-        check_whole(store)
+        check_whole(path_to_text(folder), store)
         store.most_entries = most_entries(store.origin, max_memory)
         coverage = Coverage(folder, store.origin.dim, kind=kind, device=device)
-        gallery = Gallery(store, coverage, opened, writes=write)
+        gallery = FolderGallery(store, coverage, opened, writes=write)
         on_failure.pop_all()
         return gallery
 
@@ -221,7 +263,7 @@ def open_writer(folder: Path, *, identity: str | None = None, max_memory: int | 
     with writer_lock(folder), contextlib.closing(open_store(folder, write=True)) as store:
         if identity is not None:
             check_origin(folder, store.origin, identity=identity)
-        check_whole(store)
+        check_whole(path_to_text(folder), store)
         store.most_entries = most_entries(store.origin, max_memory)
         yield store
 
@@ -231,7 +273,7 @@ def most_entries(origin: Origin, max_memory: int | None) -> int | None:
     return None if max_memory is None else max_memory // entry_bytes(origin.dim)
 
 
-def read_snapshot(folder: Path, *, identity: str | None = None, kind: IndexKind = "auto") -> Snapshot:
+def read_snapshot(folder: Path, *, identity: str | None = None, kind: IndexKind = "auto") -> FolderSnapshot:
     """Read the newest state of the gallery in a folder, to be searched with a model.
 
     Raises:
@@ -243,19 +285,26 @@ def read_snapshot(folder: Path, *, identity: str | None = None, kind: IndexKind 
     return gallery.snapshot
 
 
-def check_whole(store: Store) -> None:
-    """See that a gallery is no half of one.
+class Noted(Protocol):
+    """What has notes of how far its making is."""
+
+    def note(self, key: str) -> str | None:
+        """What was last noted under a key, None if nothing."""
+
+
+def check_whole(place: object, rows: Noted) -> None:
+    """See that a gallery is no half of one; `place` is as messages name it.
 
     Raises:
-        GalleryError: it is an unfinished rebuild.
+        GalleryError: it is an unfinished rebuild, or an unfinished copy.
     """
-    if store.note(STATE) == REBUILDING:
-        raise GalleryError(
-            f"{path_to_text(store.folder)} is an unfinished rebuild: run the same reid-index rebuild again to finish it"
-        )
+    if made := _UNFINISHED.get(rows.note(STATE) or ""):
+        raise GalleryError(f"{place} is an unfinished {made}: run the same reid-index {made} again to finish it")
 
 
-def read_kinds(folder: Path, kinds: Sequence[IndexKind], *, device: IndexDevice = "cpu") -> dict[IndexKind, Snapshot]:
+def read_kinds(
+    folder: Path, kinds: Sequence[IndexKind], *, device: IndexDevice = "cpu"
+) -> dict[IndexKind, FolderSnapshot]:
     """Read the newest state of a gallery once, to be searched by each of these kinds of index; the rows are shared.
 
     Raises:

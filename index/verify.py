@@ -12,6 +12,9 @@ from reidserve.embed import Embedder, off_unit, read_image
 from reidserve.errors import GalleryError, ImageError
 from reidserve.index.build import Progress, no_progress
 from reidserve.index.gallery import open_writer
+from reidserve.index.opening import reading
+from reidserve.index.place import GalleryUrl, Place
+from reidserve.index.seam import Rows
 from reidserve.index.storage.cache import cache_faults, remove_cache
 from reidserve.index.storage.rows import Damage, Stored
 from reidserve.index.storage.store import Store, open_store
@@ -56,21 +59,25 @@ class Repair:
     left: list[tuple[str, str]] = field(default_factory=list)
 
 
-def verify_gallery(folder: Path, *, progress: Progress = no_progress) -> Verification:
+def verify_gallery(place: Place, *, progress: Progress = no_progress) -> Verification:
     """Read everything of a gallery, beside whoever serves or writes it; nothing is changed.
 
     Raises:
         GalleryError: it does not even open.
+        BackendUnavailableError: what holds it does not answer.
     """
-    with closing(open_store(folder)) as store:
+    if isinstance(place, GalleryUrl):
+        with reading(place) as rows:
+            return _read(rows, [], [], progress)
+    with closing(open_store(place)) as store:
         try:
             faults = store.faults()
         except GalleryError as error:
             faults = [str(error)]
-        return _read(store, faults, progress)
+        return _read(store, faults, cache_faults(place), progress)
 
 
-def _read(store: Store, faults: list[str], progress: Progress) -> Verification:
+def _read(store: Rows, faults: list[str], cache: list[str], progress: Progress) -> Verification:
     ids: set[str] = set()
     damaged: list[Damage] = []
     entries = rows = generation = counted = 0
@@ -93,7 +100,7 @@ def _read(store: Store, faults: list[str], progress: Progress) -> Verification:
     except GalleryError as error:
         faults.append(f"reading stopped after {rows} rows: {error}")
     progress(rows, rows)
-    return Verification(entries, generation, faults, damaged, cache_faults(store.folder))
+    return Verification(entries, generation, faults, damaged, cache)
 
 
 def _damage(stored: Stored, ids: set[str]) -> Damage | None:

@@ -22,7 +22,7 @@ from reidserve.index.storage.database import (
     APPLICATION_ID,
     DATABASE,
     DATABASE_FILES,
-    FORMAT,
+    NEWEST,
     copy_database,
     create_database,
     holds_gallery,
@@ -152,11 +152,11 @@ def test_the_copy_before_a_migration_is_of_what_is_migrated_not_of_long_ago(tmp_
 def test_a_newer_format_is_refused_by_name_and_left_as_it_was(tmp_path: Path, write: bool):
     create_store(tmp_path, ORIGIN).close()
     with contextlib.closing(sqlite3.connect(tmp_path / DATABASE)) as connection:
-        connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
-    with pytest.raises(GalleryError, match=f"has format {FORMAT + 1}, this reidserve reads 1 to {FORMAT}: install a"):
+        connection.execute(f"PRAGMA user_version = {NEWEST + 1}")
+    with pytest.raises(GalleryError, match=f"has format {NEWEST + 1}, this reidserve reads 1 to {NEWEST}: install a"):
         open_store(tmp_path, write=write)
     with contextlib.closing(sqlite3.connect(tmp_path / DATABASE)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (FORMAT + 1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (NEWEST + 1,)
 
 
 def test_a_folder_without_a_gallery_is_refused(tmp_path: Path):

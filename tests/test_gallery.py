@@ -24,7 +24,16 @@ from reidserve.errors import (
     GalleryLockedError,
     GalleryModelError,
 )
-from reidserve.index import Condition, Entry, Filter, Gallery, Snapshot, open_gallery, open_writer, read_snapshot
+from reidserve.index import (
+    Condition,
+    Entry,
+    Filter,
+    FolderGallery,
+    FolderSnapshot,
+    open_writer,
+    read_snapshot,
+)
+from reidserve.index.gallery import open_gallery
 from reidserve.index.search.blocks import BLOCK_ROWS, Growth, entry_bytes
 from reidserve.index.storage.rows import Record
 from reidserve.index.storage.store import REBUILDING, STATE, Store, create_store
@@ -58,13 +67,13 @@ def names(hits):
     return [hit.entry.id for hit in hits]
 
 
-def test_refreshing_without_a_write_changes_nothing(gallery: Gallery):
+def test_refreshing_without_a_write_changes_nothing(gallery: FolderGallery):
     before = gallery.snapshot
     assert not gallery.refresh()
     assert gallery.snapshot is before
 
 
-def test_a_snapshot_never_changes(store: Store, gallery: Gallery):
+def test_a_snapshot_never_changes(store: Store, gallery: FolderGallery):
     before = gallery.snapshot
     ranking = before.search(record("", 0).vector[None], top_k=10)
     store.upsert([record("e0", 77), record("new", 0)])
@@ -76,7 +85,7 @@ def test_a_snapshot_never_changes(store: Store, gallery: Gallery):
     assert names(gallery.snapshot.hits(gallery.snapshot.search(record("", 0).vector[None], top_k=1))[0]) == ["new"]
 
 
-def test_a_gallery_grows_over_many_blocks_without_copying_the_sealed_ones(store: Store, gallery: Gallery):
+def test_a_gallery_grows_over_many_blocks_without_copying_the_sealed_ones(store: Store, gallery: FolderGallery):
     vectors = unit_rows(np.random.default_rng(0), 2 * BLOCK_ROWS + 5, 8)
     for start in range(0, len(vectors), 5000):
         stop = min(start + 5000, len(vectors))
@@ -102,7 +111,7 @@ def test_a_gallery_of_another_model_is_refused_by_both_names(store: Store):
         pass
 
 
-def test_damage_that_comes_later_is_named_and_the_rest_is_served(store: Store, gallery: Gallery):
+def test_damage_that_comes_later_is_named_and_the_rest_is_served(store: Store, gallery: FolderGallery):
     store.upsert([record("bad", 50), record("good", 51)])
     damage(store, "UPDATE vector SET crc32 = 1 WHERE row = 11")
     assert gallery.refresh()
@@ -114,7 +123,7 @@ def test_damage_that_comes_later_is_named_and_the_rest_is_served(store: Store, g
     assert gallery.snapshot.find("good") == Entry("good")
 
 
-def test_a_damaged_entry_is_overwritten_or_deleted_like_any_other(store: Store, gallery: Gallery):
+def test_a_damaged_entry_is_overwritten_or_deleted_like_any_other(store: Store, gallery: FolderGallery):
     damage(store, "UPDATE vector SET crc32 = 1 WHERE row <= 2")
     store.upsert([record("x", 60)])
     with contextlib.closing(open_gallery(store.folder)) as second:
@@ -128,13 +137,13 @@ def test_a_damaged_entry_is_overwritten_or_deleted_like_any_other(store: Store, 
     assert store.faults() == []
 
 
-def test_a_gallery_whose_entries_are_all_gone_has_no_hits(store: Store, gallery: Gallery):
+def test_a_gallery_whose_entries_are_all_gone_has_no_hits(store: Store, gallery: FolderGallery):
     store.delete([f"e{number}" for number in range(10)])
     gallery.refresh()
     assert gallery.snapshot.hits(gallery.snapshot.search(record("", 0).vector[None], top_k=5)) == [[]]
 
 
-def test_what_a_gallery_writes_it_sees_at_once_and_others_when_they_look(store: Store, gallery: Gallery):
+def test_what_a_gallery_writes_it_sees_at_once_and_others_when_they_look(store: Store, gallery: FolderGallery):
     store.close()
     with contextlib.closing(open_gallery(store.folder, write=True)) as writer:
         written = writer.upsert([record("new", 70)])
@@ -148,12 +157,12 @@ def test_what_a_gallery_writes_it_sees_at_once_and_others_when_they_look(store: 
         assert gallery.wait(4, timeout=10).find("new") is None
 
 
-def test_waiting_for_what_never_comes_ends_and_says_where_the_gallery_is(gallery: Gallery):
+def test_waiting_for_what_never_comes_ends_and_says_where_the_gallery_is(gallery: FolderGallery):
     with pytest.raises(GalleryBehindError, match=r"is at generation 1, 2 was waited for 0.02 s"):
         gallery.wait(2, timeout=0.02)
 
 
-def test_a_gallery_opened_for_reading_is_not_written(gallery: Gallery):
+def test_a_gallery_opened_for_reading_is_not_written(gallery: FolderGallery):
     for call in (
         lambda: gallery.upsert([record("x", 1)]),
         lambda: gallery.update([Entry("e0")]),
@@ -232,7 +241,7 @@ def test_a_reader_that_a_gallery_outgrows_keeps_its_snapshot_and_says_so(store: 
         assert len(reader.snapshot) == 11
 
 
-def test_what_memory_failed_for_is_read_again_and_once(small_blocks, store: Store, gallery: Gallery, monkeypatch):
+def test_what_memory_failed_for_is_read_again_and_once(small_blocks, store: Store, gallery: FolderGallery, monkeypatch):
     store.upsert([record(f"n{number}", number) for number in range(30)])
     append, fails = Growth._append, [False, True]
 
@@ -262,7 +271,7 @@ def test_a_write_that_could_not_be_shown_is_shown_by_the_next_refresh(store: Sto
         assert writer.snapshot.find("new") == Entry("new")
 
 
-def test_a_reader_from_before_a_compaction_reads_everything_again(store: Store, gallery: Gallery):
+def test_a_reader_from_before_a_compaction_reads_everything_again(store: Store, gallery: FolderGallery):
     store.delete(["e3"])
     store.upsert([record("new", 20)])
     held = gallery.snapshot
@@ -407,7 +416,7 @@ class GalleryAgainstDict(RuleBasedStateMachine):
         self.open_writer()
         self.reader = open_gallery(self.folder)
         self.plain = Plain()
-        self.held: list[tuple[Snapshot, Plain]] = [(self.reader.snapshot, self.plain.copy())]
+        self.held: list[tuple[FolderSnapshot, Plain]] = [(self.reader.snapshot, self.plain.copy())]
 
     def open_writer(self) -> None:
         self.writer = open_gallery(self.folder, write=True)

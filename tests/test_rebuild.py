@@ -101,10 +101,10 @@ def test_what_is_written_meanwhile_is_in_the_new_gallery_too(
         with open_writer(folder) as store:
             store.delete(["0003_c1s1_000000_00.png"])
 
-    def write_all(*arguments):
+    def write_all(*arguments, **said):
         if late:
             late.pop(0)()
-        return original(*arguments)
+        return original(*arguments, **said)
 
     original = build.write_all
     monkeypatch.setattr("reidserve.index.rebuild.write_all", write_all)

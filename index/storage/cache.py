@@ -125,6 +125,11 @@ def save_codes(folder: Path, cached: CachedCodes, *, kind: str, version: str) ->
     return True
 
 
+def has_cache(folder: Path) -> bool:
+    """Whether the gallery in `folder` has a cache."""
+    return (folder / CACHE).exists()
+
+
 def remove_cache(folder: Path) -> None:
     """Remove all codes of the gallery in `folder`; whoever opens it makes them anew."""
     shutil.rmtree(folder / CACHE, ignore_errors=True)

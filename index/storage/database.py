@@ -18,6 +18,10 @@ DATABASE = "gallery.db"
 DATABASE_FILES = (DATABASE, *(f"{DATABASE}-{part}" for part in ("wal", "shm", "journal")))
 APPLICATION_ID = 0x52654944  # "ReID"
 FORMAT = 2
+"""What a gallery is made in, and brought to."""
+
+NEWEST = 3
+"""What a gallery is in that keeps thumbnails: who knows nothing of them would leave those of deleted entries behind."""
 
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
@@ -53,6 +57,10 @@ COMMIT;
 """
 }
 """What turns a format into the next."""
+
+_THUMBNAILS = """
+CREATE TABLE thumbnail (row INTEGER PRIMARY KEY REFERENCES entry, blob BLOB NOT NULL, crc32 INTEGER NOT NULL) STRICT
+"""
 
 _META = """
 INSERT INTO meta VALUES ('identity', :identity), ('engine', :engine), ('dim', :dim),
@@ -160,11 +168,24 @@ def open_database(folder: Path, *, write: bool) -> sqlite3.Connection:
             _make_durable(connection)
             # A writer that was killed may have left a whole transaction in the log that no reader has been shown yet.
             # Writing over it decides that it never was, before anything is built on that.
-            connection.execute(f"PRAGMA user_version = {FORMAT}")
+            connection.execute(f"PRAGMA user_version = {_version(connection)}")
         except sqlite3.Error as error:
             connection.close()
             raise GalleryError(f"{path_to_text(path)} cannot be written: {error}") from error
     return connection
+
+
+def remove_old_copies(folder: Path) -> list[Path]:
+    """Remove the copies that migrations left in a gallery's folder; returns which there were.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    copies = sorted(folder.glob("gallery.format-*"))
+    for path in copies:
+        path.unlink()
+    sync(folder)
+    return copies
 
 
 def gallery_bytes(folder: Path) -> int:
@@ -194,6 +215,23 @@ def copy_database(folder: Path, out: Path) -> None:
     except (sqlite3.Error, OSError) as error:
         raise_if_interrupted(error)
         raise GalleryError(f"{path_to_text(folder)} cannot be copied to {path_to_text(out)}: {error}") from error
+
+
+def keeps_thumbnails(connection: sqlite3.Connection) -> bool:
+    """Whether a gallery has the table of thumbnails."""
+    return _version(connection) >= NEWEST
+
+
+def keep_thumbnails(connection: sqlite3.Connection) -> None:
+    """Give a gallery the table of thumbnails, within the transaction that needs it; nothing else of it changes."""
+    if not keeps_thumbnails(connection):
+        connection.execute(_THUMBNAILS)
+        connection.execute(f"PRAGMA user_version = {NEWEST}")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
 
 
 def _page_bytes(dim: int) -> int:
@@ -281,18 +319,18 @@ def _make_durable(connection: sqlite3.Connection) -> None:
 def _format(folder: Path, path: Path) -> int:
     with contextlib.closing(_connect_to_read(path)) as connection:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        version = _version(connection)
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     name = path_to_text(folder)
     if not tables:
         raise GalleryError(f"{name} is a gallery whose making was cut off: run the command that made it again")
     if application != APPLICATION_ID:
         raise GalleryError(f"{name}/{DATABASE} is a database, but no gallery (application_id {application:#x})")
-    if not 1 <= version <= FORMAT:
+    if not 1 <= version <= NEWEST:
         raise GalleryError(
-            f"{name} has format {version}, this reidserve reads 1 to {FORMAT}: install a newer reidserve"
+            f"{name} has format {version}, this reidserve reads 1 to {NEWEST}: install a newer reidserve"
         )
-    return int(version)
+    return version
 
 
 def _migrate(folder: Path, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.datasets import NO_ATTRIBUTES
-from reidserve.embed import Embedding, Embeddings
+from reidserve.embed import Embedding, Embeddings, off_unit
+from reidserve.errors import EntryError
 from reidserve.index.entry import Entry
 
 PIECE_ROWS = 8192
@@ -28,11 +29,13 @@ class Record:
         entry: what it is.
         content_sha256: of the encoded image it was embedded from, or of the vector's bytes where there was none.
         vector: what it embeds to.
+        thumbnail: the encoded image made small, to be kept; None keeps the one that is there of the same content.
     """
 
     entry: Entry
     content_sha256: bytes
     vector: Embedding
+    thumbnail: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,32 @@ class Drawer:
         piece = Piece(self._rows[:count], self._entries, self._vectors[:count], self._crc32s[:count])
         self._start()
         return piece
+
+
+def check_once(ids: Iterable[str]) -> None:
+    """See that each entry comes once in a write.
+
+    Raises:
+        EntryError: one comes twice.
+    """
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise EntryError(f"entry {name!r} comes twice in one write")
+        seen.add(name)
+
+
+def check_vector(record: Record, dim: int) -> None:
+    """See that a vector may be written.
+
+    Raises:
+        EntryError: it has other dimensions, or is not of unit length.
+    """
+    vector = record.vector
+    if vector.shape != (dim,):
+        raise EntryError(f"entry {record.entry.id!r}: expected a vector of {dim} dimensions, got {vector.shape}")
+    if wrong := off_unit(vector[np.newaxis]):
+        raise EntryError(f"entry {record.entry.id!r}: expected a vector of unit length, got {wrong[0][1]:g}")
 
 
 def checksum(entry: Entry, blob: bytes) -> int:

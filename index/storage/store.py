@@ -2,12 +2,14 @@
 
 `entry` and `vector` hold the live rows. A row is written once; a change of an entry deletes its row and writes a
 new one, and `deleted` keeps which rows went at which generation, so that other processes can catch up. Row
-numbers are never used again (AUTOINCREMENT). A transaction that changes something raises the generation by one and
+numbers are never used again (AUTOINCREMENT). `thumbnail`, a table that a gallery has from its first one on, goes with
+its row. A transaction that changes something raises the generation by one and
 is on the disk when it returns (WAL with synchronous=FULL); one that changes nothing leaves it.
 """
 
 import contextlib
 import sqlite3
+import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -16,8 +18,8 @@ import msgspec
 import numpy as np
 
 from reidserve.datasets import path_to_text
-from reidserve.embed import Embedding, off_unit
-from reidserve.errors import EntryError, EntryNotFoundError, GalleryError, GalleryFullError
+from reidserve.embed import Embedding
+from reidserve.errors import EntryError, EntryNotFoundError, GalleryError, GalleryFullError, RemainsError
 from reidserve.index.entry import Entry
 from reidserve.index.storage.database import (
     DAMAGE,
@@ -25,6 +27,8 @@ from reidserve.index.storage.database import (
     Origin,
     create_database,
     error_code,
+    keep_thumbnails,
+    keeps_thumbnails,
     open_database,
     raise_if_interrupted,
 )
@@ -38,14 +42,17 @@ from reidserve.index.storage.rows import (
     Stored,
     Written,
     attributes_text,
+    check_once,
+    check_vector,
     checksum,
     read_entry,
 )
 
-ROOT, STATE, REBUILT = "root", "state", "rebuilt"
-"""Notes: the folder that a gallery was built from, how far the building is, and which gallery it rebuilds."""
+ROOT, STATE, REBUILT, COPIED, ERASED = "root", "state", "rebuilt", "copied", "erased"
+"""Notes: the folder that a gallery was built from, how far the building is, which gallery it rebuilds or copies, and up
+to which generation nothing is left of what was removed."""
 
-BUILDING, BUILT, REBUILDING = "building", "built", "rebuilding"
+BUILDING, BUILT, REBUILDING, COPYING = "building", "built", "rebuilding", "copying"
 
 _ANEW = "restore a snapshot, or build the gallery again"
 _STORED = f"SELECT entry.row, content_sha256, blob, crc32, {FIELDS} FROM entry LEFT JOIN vector USING (row)"
@@ -70,6 +77,15 @@ class Store:
         with self._reported():
             self.origin = msgspec.convert(dict(connection.execute("SELECT key, value FROM meta")), Origin)
             self._file = (folder / DATABASE).stat().st_ino
+
+    @property
+    def place(self) -> Path:
+        """Where it lies."""
+        return self.folder
+
+    def another(self) -> "Store":
+        """A second connection to the same rows, to read beside a thread that writes."""
+        return open_store(self.folder)
 
     def close(self) -> None:
         """Close the connection; the database is whole at any moment, closed or not."""
@@ -105,11 +121,13 @@ class Store:
             GalleryFullError: there would be more than `most_entries`; nothing of the call was written.
             GalleryError: SQLite could not write; nothing of the call was.
         """
-        _check_once(record.entry.id for record in records)
+        check_once(record.entry.id for record in records)
         for record in records:
-            self._check(record)
+            check_vector(record, self.origin.dim)
         with self._transaction():
-            return self._put([record for record in records if not self._holds(record)])
+            written = self._put([record for record in records if not self._holds(record)])
+            self._put_thumbnails(records)
+            return written
 
     def update(self, entries: Sequence[Entry]) -> Written:
         """Say something else of entries that are there, by id, in one transaction; their embeddings stay.
@@ -119,7 +137,7 @@ class Store:
             EntryError: an id comes twice.
             GalleryError: SQLite could not write, or the embedding of one is damaged; nothing of the call was written.
         """
-        _check_once(entry.id for entry in entries)
+        check_once(entry.id for entry in entries)
         with self._transaction():
             records = []
             for entry in entries:
@@ -148,7 +166,8 @@ class Store:
                 return Written(self._number("generation"), 0)
             generation = self._next_generation()
             for name in there:
-                self._remove(name, generation)
+                if gone := self._remove(name, generation):
+                    self._hand_thumbnail(gone[0], None)
             self._connection.execute("UPDATE meta SET value = value - ? WHERE key = 'entries'", (len(there),))
             return Written(generation, len(there))
 
@@ -163,6 +182,27 @@ class Store:
         if isinstance(found, Damage):
             raise self._damaged(name, found.fault)
         return found
+
+    def thumbnail(self, name: str) -> bytes | None:
+        """The thumbnail of an entry as it is encoded, None if there is none that is whole."""
+        with self._reported():
+            found = (
+                keeps_thumbnails(self._connection)
+                and self._connection.execute(
+                    "SELECT blob, thumbnail.crc32 FROM thumbnail JOIN entry USING (row) WHERE id = ?", (name,)
+                ).fetchone()
+            )
+        if not found:
+            return None
+        blob, crc32 = found
+        return blob if isinstance(blob, bytes) and zlib.crc32(blob) == crc32 else None
+
+    def with_thumbnail(self) -> set[str]:
+        """The ids of the entries that have a thumbnail."""
+        with self._reported():
+            if not keeps_thumbnails(self._connection):
+                return set()
+            return {name for (name,) in self._connection.execute("SELECT id FROM thumbnail JOIN entry USING (row)")}
 
     def contents(self) -> dict[str, tuple[Entry, bytes]]:
         """Every undamaged entry by its id, with its content_sha256, in row order."""
@@ -250,6 +290,7 @@ class Store:
                 "SELECT count(*) FROM entry WHERE generation > (SELECT value FROM meta WHERE key = 'generation')"
             ).fetchone()
             counted = self._number("entries")
+            thumbnails = self._thumbnail_faults()
         if counted != entries:
             found.append(f"the counter says {counted} entries, the table holds {entries}")
         if orphans:
@@ -258,6 +299,8 @@ class Store:
             found.append(f"{both} rows are live and deleted at once")
         if later:
             found.append(f"{later} rows are of a later generation than the gallery")
+        if thumbnails:
+            found.append(f"{len(thumbnails)} thumbnails belong to no entry or fail their checksum")
         return found
 
     def mend(self) -> None:
@@ -270,6 +313,10 @@ class Store:
                 "WHERE key = 'generation'"
             )
             self._connection.execute("DELETE FROM vector WHERE row NOT IN (SELECT row FROM entry)")
+            for row in self._thumbnail_faults():
+                self._connection.execute("DELETE FROM thumbnail WHERE row = ?", (row,))
+            # No row of `deleted` tells of these.
+            self._connection.execute("DELETE FROM meta WHERE key = ?", (f"note:{ERASED}",))
             self._connection.execute(
                 "UPDATE meta SET value = (SELECT count(*) FROM entry NOT INDEXED) WHERE key = 'entries'"
             )
@@ -281,9 +328,32 @@ class Store:
             self._connection.execute(
                 "UPDATE meta SET value = (SELECT value FROM meta WHERE key = 'generation') WHERE key = 'horizon'"
             )
+        self.vacuum()
+
+    def has_remains(self) -> bool:
+        """Whether rows were removed since the files were last cleared of them."""
+        erased = self.note(ERASED)
         with self._reported():
+            return erased is None or bool(
+                self._connection.execute("SELECT 1 FROM deleted WHERE generation > ?", (int(erased),)).fetchone()
+            )
+
+    def vacuum(self) -> None:
+        """Write the database anew, without a byte of what was removed, and empty its log.
+
+        Raises:
+            RemainsError: somebody reads the gallery as it was, for whom its bytes must stay.
+        """
+        with self._reported():
+            generation = self._number("generation")
             self._connection.execute("VACUUM")
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (busy, *_) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise RemainsError(
+                f"{path_to_text(self.folder)}: what was removed is found no more, and its bytes are in the files, as "
+                "long as the gallery is being read (an export, a snapshot): do it again after that"
+            )
+        self.write_note(ERASED, str(generation))
 
     def said_source(self, damage: Damage) -> tuple[str | None, bytes]:
         """What a damaged row says that it was embedded from, source and content_sha256; nothing vouches for it."""
@@ -313,23 +383,17 @@ class Store:
             self._put([Record(entry, content, vector)])
         return True
 
-    def _check(self, record: Record) -> None:
-        vector = record.vector
-        if vector.shape != (self.origin.dim,):
-            raise EntryError(
-                f"entry {record.entry.id!r}: expected a vector of {self.origin.dim} dimensions, got {vector.shape}"
-            )
-        if wrong := off_unit(vector[np.newaxis]):
-            raise EntryError(f"entry {record.entry.id!r}: expected a vector of unit length, got {wrong[0][1]:g}")
-
     def _put(self, records: Sequence[Record]) -> Written:
         if not records:
             return Written(self._number("generation"), 0)
         generation = self._next_generation()
         replaced = 0
         for record in records:
-            replaced += self._remove(record.entry.id, generation)
-            self._insert(record, generation)
+            gone = self._remove(record.entry.id, generation)
+            row = self._insert(record, generation)
+            if gone is not None:
+                replaced += 1
+                self._hand_thumbnail(gone[0], row if gone[1] == record.content_sha256 else None)
         (count,) = self._connection.execute(
             "UPDATE meta SET value = value + ? WHERE key = 'entries' RETURNING value", (len(records) - replaced,)
         ).fetchone()
@@ -350,15 +414,46 @@ class Store:
         (number,) = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return int(number)
 
-    def _remove(self, name: str, generation: int) -> bool:
-        gone = self._connection.execute("DELETE FROM entry WHERE id = ? RETURNING row", (name,)).fetchone()
-        if gone is None:
-            return False
-        self._connection.execute("DELETE FROM vector WHERE row = ?", gone)
-        self._connection.execute("INSERT INTO deleted VALUES (?, ?)", (*gone, generation))
-        return True
+    def _remove(self, name: str, generation: int) -> tuple[int, bytes] | None:
+        """Delete an entry; returns the row that it had, and its content_sha256."""
+        gone: tuple[int, bytes] | None = self._connection.execute(
+            "DELETE FROM entry WHERE id = ? RETURNING row, content_sha256", (name,)
+        ).fetchone()
+        if gone is not None:
+            self._connection.execute("DELETE FROM vector WHERE row = ?", (gone[0],))
+            self._connection.execute("INSERT INTO deleted VALUES (?, ?)", (gone[0], generation))
+        return gone
 
-    def _insert(self, record: Record, generation: int) -> None:
+    def _hand_thumbnail(self, gone: int, row: int | None) -> None:
+        """Give the thumbnail of a row that went to the row that took its place, or remove it with its row."""
+        if not keeps_thumbnails(self._connection):
+            return
+        if row is None:
+            self._connection.execute("DELETE FROM thumbnail WHERE row = ?", (gone,))
+        else:
+            self._connection.execute("UPDATE thumbnail SET row = ? WHERE row = ?", (row, gone))
+
+    def _put_thumbnails(self, records: Sequence[Record]) -> None:
+        shown = [
+            (one.thumbnail, zlib.crc32(one.thumbnail), one.entry.id) for one in records if one.thumbnail is not None
+        ]
+        if shown:
+            keep_thumbnails(self._connection)
+            # One that is there is of the same content.
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO thumbnail SELECT row, ?, ? FROM entry WHERE id = ?", shown
+            )
+
+    def _thumbnail_faults(self) -> list[int]:
+        """The rows of thumbnails that belong to no entry or are not whole."""
+        if not keeps_thumbnails(self._connection):
+            return []
+        rows = self._connection.execute(
+            "SELECT thumbnail.row, entry.row, blob, crc32 FROM thumbnail LEFT JOIN entry ON thumbnail.row = entry.row"
+        )
+        return [row for row, owner, blob, crc32 in rows if owner is None or zlib.crc32(blob) != crc32]
+
+    def _insert(self, record: Record, generation: int) -> int:
         entry = record.entry
         row = self._connection.execute(
             f"INSERT INTO entry ({FIELDS}, content_sha256, generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -367,8 +462,10 @@ class Store:
                 *(attributes_text(entry), record.content_sha256, generation),
             ),
         ).lastrowid
+        assert row is not None, "an entry has a row"
         blob = record.vector.astype("<f4").tobytes()
         self._connection.execute("INSERT INTO vector VALUES (?, ?, ?)", (row, blob, checksum(entry, blob)))
+        return row
 
     def _find(self, name: str) -> Stored | Damage | None:
         row = self._connection.execute(f"{_STORED} WHERE id = ?", (name,)).fetchone()
@@ -440,14 +537,6 @@ class Store:
             if error_code(error) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 way_out = _ANEW
             raise GalleryError(f"{path_to_text(self.folder / DATABASE)}: {error}; {way_out}") from error
-
-
-def _check_once(ids: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in ids:
-        if name in seen:
-            raise EntryError(f"entry {name!r} comes twice in one write")
-        seen.add(name)
 
 
 def open_store(folder: Path, *, write: bool = False, most_entries: int | None = None) -> Store:
