@@ -53,6 +53,19 @@ def read_artifact(folder: Path) -> Artifact:
     return Artifact(folder, contract, canaries)
 
 
+def decode_artifact(contract: bytes, canaries: bytes) -> tuple[Contract, Canaries]:
+    """Read a contract and the canaries that it names, as they were sent.
+
+    Raises:
+        ArtifactError: one of them does not read, or they are not of one artifact.
+    """
+    decoded = decode_contract(contract)
+    expected, found = decoded.files.get(CANARIES_FILE), hashlib.sha256(canaries).hexdigest()
+    if found != expected:
+        raise ArtifactError(f"the canaries are not the contract's: expected sha256 {expected}, got {found}")
+    return decoded, decode_canaries(canaries)
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

@@ -2,18 +2,19 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.embed.artifact import Artifact, read_artifact
-from reidserve.embed.canaries import REFERENCE_ENGINE, compare_canaries
+from reidserve.embed.canaries import FOREIGN_BOUNDS, REFERENCE_ENGINE, Canaries, compare_canaries
 from reidserve.embed.contract import Contract, Precision
 from reidserve.embed.engines import Device, is_unverified, start_session
 from reidserve.embed.images import Batch, Image, decode, resize
+from reidserve.embed.place import ModelPlace, ModelUrl
 from reidserve.embed.session import Session
-from reidserve.errors import ArtifactError, EmbeddingError, ImageError
+from reidserve.embed.watched_session import WatchedSession
+from reidserve.errors import ArtifactError, DeviceError, EmbeddingError, ImageError
 
 Embeddings = NDArray[np.float32]
 """(N, dim), C-contiguous, rows of unit length."""
@@ -22,6 +23,12 @@ Embedding = NDArray[np.float32]
 """(dim,), of unit length."""
 
 UNIT_TOLERANCE = 1e-4
+
+AHEAD = 256
+"""Images that are prepared in front of those that are embedded: some seconds' worth on a CPU."""
+
+_FILTER_DISTANCE = 4e-2
+"""The least that another resize filter moves the furthest canary."""
 
 _logger = logging.getLogger(__name__)
 
@@ -34,6 +41,7 @@ class Embedder:
         engine: what computes it, such as "fp32/onnxruntime-cpu".
         unverified: whether the rank-parity gate has not let through what this engine computes.
         max_batch: the largest batch the engine is given at once.
+        ahead: how many images are worth preparing in front of those that are embedded.
     """
 
     def __init__(self, contract: Contract, session: Session) -> None:
@@ -41,7 +49,13 @@ class Embedder:
         self.engine = session.engine
         self.unverified = is_unverified(contract, session.engine)
         self.max_batch = session.max_batch
+        self.ahead = AHEAD
         self._session = session
+
+    @property
+    def away(self) -> bool:
+        """Whether another machine computes, and is of no use now."""
+        return isinstance(self._session, WatchedSession) and self._session.away
 
     def prepare(self, data: bytes) -> Image:
         """Encoded bytes to one (height, width, 3) uint8 row of a Batch.
@@ -57,6 +71,7 @@ class Embedder:
 
         Raises:
             EmbeddingError: the batch has another shape, or the model gave NaN or a vector that is not of unit length.
+            BackendUnavailableError: another machine computes, and is away or late.
         """
         expected = (self.contract.height, self.contract.width, 3)
         if batch.dtype != np.uint8 or batch.shape[1:] != expected:
@@ -72,8 +87,9 @@ class Embedder:
         _check_unit(rows)
         return rows
 
-    def embed_each(self, batch: Batch) -> list[Embedding | EmbeddingError]:
+    def embed_each(self, images: Batch | Sequence[Image]) -> list[Embedding | EmbeddingError]:
         """Per image of a Batch its embedding (dim,), or what was wrong with it: no image costs another its answer."""
+        batch = np.asarray(images)
         try:
             return list(self.embed(batch))
         except EmbeddingError as error:
@@ -109,33 +125,70 @@ def _check_unit(rows: Embeddings) -> None:
         )
 
 
-def open_embedder(folder: Path, *, precision: Precision = "fp32", device: Device = "cpu") -> Embedder:
-    """Read the artifact in a folder, start an engine, and see that the canaries hold.
+def open_embedder(
+    place: ModelPlace, *, precision: Precision = "fp32", device: Device = "cpu", threads: int | None = None
+) -> Embedder:
+    """Read the artifact in a folder, start an engine, and see that the canaries hold; or connect to one elsewhere.
+
+    On a CPU the engine takes so many `threads`, or all cores of the process.
 
     Raises:
         ArtifactError: the folder is no whole artifact, has no such flavour, or computes something else here.
         DeviceError: the device was not obtained.
+        BackendUnavailableError: the model is at another server, which is away.
     """
-    artifact = read_artifact(folder)
-    session = start_session(artifact, precision=precision, device=device)
+    if isinstance(place, ModelUrl):
+        return _connect(place, precision, device)
+    artifact = read_artifact(place)
+    session = start_session(artifact, precision=precision, device=device, threads=threads)
     if session.engine != REFERENCE_ENGINE:
-        # Whatever engine follows: decoding and resizing are the same, and show here within the narrowest bound.
-        _check_canaries(artifact, Embedder(artifact.contract, start_session(artifact)))
+        _check_reference(artifact, threads)
     embedder = Embedder(artifact.contract, session)
-    _check_canaries(artifact, embedder)
+    _check_canaries(artifact.canaries, embedder)
     return embedder
 
 
-def _check_canaries(artifact: Artifact, embedder: Embedder) -> None:
+def _connect(url: ModelUrl, precision: Precision, device: Device) -> Embedder:
+    """A model at another server, held to the canaries whenever that server comes to be asked."""
+    from reidserve.embed.remote_session import RemoteModel, RemoteSession
+
+    if device != "cpu":
+        raise DeviceError(f"{url} runs where it is: --device {device} is of a model's folder")
+    remote = RemoteModel(url)
+    if url.contract is not None:
+        artifact = read_artifact(url.contract)
+        contract, canaries = artifact.contract, artifact.canaries
+        _check_reference(artifact, None)
+    else:
+        contract, canaries = remote.read_artifact(precision)
+        if FOREIGN_BOUNDS[precision] > _FILTER_DISTANCE:
+            raise ArtifactError(
+                f"{precision} canaries of another machine would not show that images are resized otherwise here: name "
+                f"the artifact's folder too, '{url}?contract=FOLDER'"
+            )
+
+    def start() -> RemoteSession:
+        session = remote.start(contract, precision)
+        _check_canaries(canaries, Embedder(contract, session))
+        return session
+
+    return Embedder(contract, WatchedSession(start))
+
+
+def _check_reference(artifact: Artifact, threads: int | None) -> None:
+    """Whatever engine follows: decoding and resizing are the same, and show here within the narrowest bound."""
+    _check_canaries(artifact.canaries, Embedder(artifact.contract, start_session(artifact, threads=threads)))
+
+
+def _check_canaries(canaries: Canaries, embedder: Embedder) -> None:
     try:
-        embeddings = embedder.embed_encoded(artifact.canaries.images)
+        embeddings = embedder.embed_encoded(canaries.images)
     except (ImageError, EmbeddingError) as error:
         raise ArtifactError(f"the canaries do not embed on {embedder.engine}: {error}") from error
-    difference = compare_canaries(artifact.canaries, embeddings, engine=embedder.engine)
-    if embedder.engine not in artifact.canaries.embeddings:
+    difference = compare_canaries(canaries, embeddings, engine=embedder.engine)
+    if embedder.engine not in canaries.embeddings:
         _logger.warning(
-            "%s has no canaries of %s; they lie within %.2g of ONNX Runtime's on the CPU",
-            artifact.folder,
+            "the model has no canaries of %s; they lie within %.2g of ONNX Runtime's on the CPU",
             embedder.engine,
             difference,
         )

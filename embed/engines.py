@@ -64,8 +64,12 @@ def available_devices(precision: Precision = "fp32") -> list[Device]:
     return devices
 
 
-def start_session(artifact: Artifact, *, precision: Precision = "fp32", device: Device = "cpu") -> Session:
+def start_session(
+    artifact: Artifact, *, precision: Precision = "fp32", device: Device = "cpu", threads: int | None = None
+) -> Session:
     """The session of an artifact on a device: on what was asked for, or not at all.
+
+    On a CPU it takes so many `threads`, or all cores of the process.
 
     Raises:
         ArtifactError: the artifact has no such flavour or plan, or the engine does not take it.
@@ -79,8 +83,8 @@ def start_session(artifact: Artifact, *, precision: Precision = "fp32", device: 
     if device == "openvino":
         from reidserve.embed.openvino_session import OpenVinoSession
 
-        return OpenVinoSession(model, precision=precision)
-    return OnnxSession(model, device=device, precision=precision)
+        return OpenVinoSession(model, precision=precision, threads=threads)
+    return OnnxSession(model, device=device, precision=precision, threads=threads)
 
 
 def is_unverified(contract: Contract, engine: str) -> bool:
@@ -88,7 +92,7 @@ def is_unverified(contract: Contract, engine: str) -> bool:
 
     model.onnx is what flavours are held to; its canaries alone show that an engine computes it.
     """
-    if engine.startswith("fp32/") and not engine.endswith("/tensorrt"):
+    if engine.startswith("fp32/") and "tensorrt" not in engine:
         return False
     made: list[Flavour | Plan] = [*contract.flavours.values(), *contract.plans.values()]
     return all(each.unverified or engine not in {check.engine for check in each.checks} for each in made)

@@ -33,6 +33,18 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 50_000_000
 
+THUMBNAIL_SIDE = 128
+THUMBNAIL_TYPE = "image/webp"
+_THUMBNAIL = {"quality": 75, "method": 2}
+"""Beside the default method, half the time for 3 % more bytes."""
+
+
+def encode_png(image: Image) -> bytes:
+    """An Image as a PNG file's bytes."""
+    encoded = io.BytesIO()
+    Pillow.fromarray(image).save(encoded, "PNG")
+    return encoded.getvalue()
+
 
 def read_image(path: Path) -> bytes:
     """The encoded bytes of an image file.
@@ -85,6 +97,19 @@ def decode(data: bytes) -> Image:
         raise
     except Exception as error:  # hostile bytes make decoders raise anything
         raise ImageError(f"the image is damaged: {error}") from error
+
+
+def shrink(data: bytes) -> bytes:
+    """An encoded image as a thumbnail: WebP of its pixels alone, at most THUMBNAIL_SIDE wide and high, never enlarged.
+
+    Raises:
+        ImageTooLargeError, ImageError: as `decode`.
+    """
+    small = Pillow.fromarray(decode(data))
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Pillow.Resampling.BICUBIC)
+    encoded = io.BytesIO()
+    small.save(encoded, "WEBP", **_THUMBNAIL)
+    return encoded.getvalue()
 
 
 _silence = threading.Lock()

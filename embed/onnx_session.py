@@ -39,7 +39,8 @@ class OnnxSession:
     the cores; what it has no half-precision kernel for it computes in float32. Of a batch each core takes an image or
     two at a time by itself, since cores that share one operator wait for each other at its end, and one that decodes
     meanwhile would hold up the others with an equal share; what does not come out even is computed by all of them
-    together. `whole` leaves batches whole, which shows whether a graph mixes the images of one. CUDA computes float32
+    together. `threads` are all the cores of the process where no number is given; `whole` leaves batches whole, which
+    shows whether a graph mixes the images of one. CUDA computes float32
     graphs in full float32, in batches of BUCKETS, all of which are warm before the session is returned.
 
     Attributes:
@@ -60,8 +61,9 @@ class OnnxSession:
         device: Literal["cpu", "cuda"] = "cpu",
         precision: Precision = "fp32",
         whole: bool = False,
+        threads: int | None = None,
     ) -> None:
-        threads = cores()
+        threads = threads or cores()
         self._session = _open(model, device, threads=threads)
         self.engine = f"{precision}/onnxruntime-{device}"
         self.max_batch = _MAX_BATCH[device]

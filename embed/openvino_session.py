@@ -36,11 +36,11 @@ class OpenVinoSession:
         ArtifactError: OpenVINO does not take the graph.
     """
 
-    def __init__(self, model: bytes, *, precision: Precision = "fp32") -> None:
+    def __init__(self, model: bytes, *, precision: Precision = "fp32", threads: int | None = None) -> None:
         openvino = _load()
         core = openvino.Core()
         try:
-            compiled = core.compile_model(core.read_model(model, b""), "CPU", _options())
+            compiled = core.compile_model(core.read_model(model, b""), "CPU", _options(threads or cores()))
         except Exception as error:
             raise ArtifactError(f"OpenVINO does not take the graph: {_last_line(error)}") from error
         obtained = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -82,11 +82,11 @@ def _load() -> Any:  # noqa: ANN401  # openvino has no types
     return openvino
 
 
-def _options() -> dict[str, Any]:
+def _options(threads: int) -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": cores(),
+        "INFERENCE_NUM_THREADS": threads,
         # Threads that are bound to their cores would wait there for those that decode.
         "ENABLE_CPU_PINNING": False,
     }

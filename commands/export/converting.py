@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from reidserve.commands.console import DONE, Force, Json, print_facts, print_json, print_lines, progress
 from reidserve.commands.export.deriving import Gate, Wanted, derive, show_parity, show_refusal
 from reidserve.commands.export.feeding import Said, make_feeding
+from reidserve.commands.export.repository import write
 from reidserve.errors import ExportError, ImageError, ParityError, UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def convert(
     output: Annotated[str | None, _Unsaid] = None,
     flip: Annotated[bool, Parameter(negative="")] = False,
     images: Annotated[Path | None, _Unsaid] = None,
+    triton: Annotated[Path | None, _Unsaid] = None,
     wanted: Wanted = Wanted(),  # noqa: B008
     gate: Gate = Gate(),  # noqa: B008
     force: Force = False,
@@ -85,6 +87,8 @@ def convert(
         flip: Average the embeddings of a crop and its mirror image, inside the graph: each costs a run of the network,
             and the model is another identity.
         images: A folder of crops to compare on, beside synthetic ones.
+        triton: Of MODEL, write a model repository for Triton here: reid/config.pbtxt with the contract, and the graph
+            of --precision, or with --tensorrt its plan.
     """
     from reidserve.datasets import path_to_text
 
@@ -101,11 +105,15 @@ def convert(
         paths = {"checkpoint": checkpoint, "onnx": onnx, "out": out, "images": images}
         others = {**paths, "output": output, "flip": flip or None, **said, **told}
         _refuse_said("of --checkpoint and --onnx, not of a model that was exported", others)
+        if triton is not None:
+            return write(model, triton, wanted, gate, force=force, json=json)
         return derive(model, wanted, gate, force=force, json=json)
     if (checkpoint is None) == (onnx is None):
         raise UsageError("expected either --checkpoint or --onnx, or a model that was exported")
-    if wanted.anything or gate.unverified:
-        raise UsageError("--precision, --tensorrt and --unverified are of a model that was exported: export it first")
+    if wanted.anything or gate.unverified or triton is not None:
+        raise UsageError(
+            "--precision, --tensorrt, --triton and --unverified are of a model that was exported: export it first"
+        )
     compared = _read_images(images) if images is not None else []
     if onnx is not None:
         _refuse_said("of checkpoints, not of --onnx", told)

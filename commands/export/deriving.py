@@ -65,6 +65,12 @@ class Wanted:
         return self.precision is not None or self.tensorrt
 
     @property
+    def makes(self) -> bool:
+        """Whether it was said how something is made."""
+        ways = (self.calibrate, self.int8_budget, self.int8_for, self.batch, self.cache)
+        return any(way is not None for way in ways)
+
+    @property
     def batches(self) -> list[int]:
         """The batch sizes.
 

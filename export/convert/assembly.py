@@ -157,6 +157,13 @@ def staged_artifact(out: Path, *, force: bool) -> Iterator[Path]:
         OutputExistsError: `out` is there and is not an artifact that `force` allows to replace.
     """
     check_free(out, force=force)
+    with staged_folder(out) as stage:
+        yield stage
+
+
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its place when the block ends well, and is removed when not."""
     out = Path(os.path.realpath(out))  # a link to a model stays, what it leads to is replaced
     missing = [parent for parent in out.parents if not parent.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
