@@ -16,8 +16,9 @@ from reidserve.server.call import REQUEST_ID, Arrival
 from reidserve.server.http.bodies import Bodies
 from reidserve.server.http.openapi import describe
 from reidserve.server.http.page import render_page
-from reidserve.server.http.requests import arrival_of, check_timeout, read_message, write_json
+from reidserve.server.http.requests import arrival_of, check_site, check_timeout, read_message, write_json
 from reidserve.server.http.routes import Route, routes
+from reidserve.server.http.static import console
 from reidserve.server.http.status import NO_STORE, refuse, tell
 from reidserve.server.telemetry import CONTENT_TYPE, Telemetry
 from reidserve.server.wire.calls import Calls
@@ -31,6 +32,13 @@ _LARGE = 2**16
 """From so many bytes on, JSON is read and written on a thread: other calls are answered meanwhile."""
 
 _PAGE = {**NO_STORE, "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
+
+_PICTURE = {
+    "cache-control": "private, max-age=60",
+    "vary": "authorization",
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'",
+}
 
 _Result = TypeVar("_Result")
 _Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -60,7 +68,7 @@ def make_app(
     front = _Front(calls, telemetry, Bodies(message_bytes, seconds=body_seconds))
     asked = [_route(route, front.endpoint(method, route)) for method, route in routes(methods)]
     app = Starlette(
-        routes=asked + _own_routes(telemetry, ready) + (_pages(methods) if described else []),
+        routes=asked + _own_routes(telemetry, ready) + console() + (_pages(methods) if described else []),
         exception_handlers={HTTPException: _refuse_route},
     )
     # An entry's id may end in a slash.
@@ -88,6 +96,9 @@ class _Front:
                 return refuse(refused.error, arrival.request_id)
             except ClientDisconnect:
                 return tell(499, "CANCELLED", "CANCELLED", "the caller has gone", arrival.request_id)
+            if route.shows:
+                image, kind = reply.image, reply.content_type  # type: ignore[attr-defined]
+                return Response(image, headers={REQUEST_ID: arrival.request_id, **_PICTURE}, media_type=kind)
             body = await _apart(reply.ByteSize(), lambda: write_json(reply))
             return Response(body, headers={REQUEST_ID: arrival.request_id, **NO_STORE}, media_type="application/json")
 
@@ -104,6 +115,7 @@ class _Front:
         """The call that a request makes; one that makes none is counted here, for it never is a call."""
         try:
             check_timeout(arrival)
+            check_site(request)
             body = await self._bodies.read(request, until=arrival.deadline)
             message: Message = method.request()
             await _apart(len(body), lambda: read_message(request, route, body, message))
@@ -151,7 +163,7 @@ async def _left(request: Request) -> None:
 
 
 def _route(route: Route, endpoint: _Endpoint) -> StarletteRoute:
-    # An entry's id may have slashes, and nothing of ours follows it.
+    # An entry's id may have slashes.
     path = route.path.replace("{entry_id}", "{entry_id:path}")
     return StarletteRoute(path, endpoint, methods=[route.verb])
 

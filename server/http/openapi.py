@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 _IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp")
+_BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
+_PICTURE: Json = {"image/webp": _BINARY}
 _INTEGER64: Json = {"type": "string", "format": "int64", "pattern": "^-?[0-9]+$"}
 _FLOAT: Json = {"type": "number"}
 _SCALARS: Mapping[int, Json] = {
@@ -151,14 +153,17 @@ def _operation(method: Method, route: Route, schemas: dict[str, Json]) -> Json:
             *_HEADERS,
         ],
         "responses": {
-            "200": {"description": "The answer.", "content": _json(schema(method.response.DESCRIPTOR, schemas))},
+            "200": {
+                "description": "The answer.",
+                "content": _PICTURE if route.shows else _json(schema(method.response.DESCRIPTOR, schemas)),
+            },
             "default": {"description": "A refusal.", "content": _json({"$ref": "#/components/schemas/Error"})},
         },
     }
     if route.verb != "GET":
         content = _json(schema(request, schemas))
         if "image" in request.fields_by_name:
-            content |= {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _IMAGE_TYPES}
+            content |= dict.fromkeys(_IMAGE_TYPES, _BINARY)
         operation["requestBody"] = {"content": content}
     return operation
 

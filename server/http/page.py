@@ -49,7 +49,8 @@ def _operations(document: dict[str, Any]) -> Iterator[str]:
             )
             for kind, content in operation.get("requestBody", {}).get("content", {}).items():
                 yield f"<p>Body: <code>{escape(kind)}</code>, {_type(content['schema'])}"
-            yield f"<p>Answer: {_type(operation['responses']['200']['content']['application/json']['schema'])}"
+            for kind, content in operation["responses"]["200"]["content"].items():
+                yield f"<p>Answer: <code>{escape(kind)}</code>, {_type(content['schema'])}"
 
 
 def _messages(document: dict[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from starlette.requests import Request
 
-from reidserve.errors import ContentTypeError, MessageError
+from reidserve.errors import ContentTypeError, MessageError, PermissionDeniedError
 from reidserve.server.call import Arrival, join_metadata
 from reidserve.server.http.routes import Route
 
@@ -47,6 +47,18 @@ def check_timeout(arrival: Arrival) -> None:
     # Written so that NaN fails.
     if seconds is not None and not 0 < seconds < math.inf:
         raise MessageError(f"{TIMEOUT} must be seconds above 0, such as 2.5, and {GRPC_TIMEOUT} such as 2500m")
+
+
+def check_site(request: Request) -> None:
+    """See that a browser does not ask for a page of another site, which could change what it cannot see.
+
+    Raises:
+        PermissionDeniedError: it does.
+    """
+    if request.method != "GET" and request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        raise PermissionDeniedError(
+            "a page of another site asks in its reader's name: ask from this server's own pages"
+        )
 
 
 def read_message(request: Request, route: Route, body: bytes, message: Message) -> None:

@@ -15,11 +15,13 @@ class Route:
         verb: of HTTP, such as "GET".
         path: with the names of its parts in braces.
         fields: the field of the request that a part of the path fills, by the part's name, where they differ.
+        shows: it is answered with the response's image, not with JSON.
     """
 
     verb: str
     path: str
     fields: Mapping[str, str] = field(default_factory=dict)
+    shows: bool = False
 
     @property
     def parts(self) -> Mapping[str, str]:
@@ -31,15 +33,18 @@ _ROUTES: Mapping[str, Route] = {
     "Search": Route("POST", "/v1/search"),
     "BatchSearch": Route("POST", "/v1/batch-search"),
     "Embed": Route("POST", "/v1/embed"),
+    "Preview": Route("POST", "/v1/preview"),
     "ListGalleries": Route("GET", "/v1/galleries"),
     "GetGallery": Route("GET", "/v1/galleries/{gallery}"),
     "ListEntries": Route("GET", "/v1/galleries/{gallery}/entries"),
+    "GetThumbnail": Route("GET", "/v1/galleries/{gallery}/entries/{entry_id}/thumbnail", shows=True),
     "GetEntry": Route("GET", "/v1/galleries/{gallery}/entries/{entry_id}"),
     "BatchUpsertEntries": Route("POST", "/v1/galleries/{gallery}/entries"),
     "BatchDeleteEntries": Route("POST", "/v1/galleries/{gallery}/entries:delete"),
     "UpdateEntry": Route("PATCH", "/v1/galleries/{gallery}/entries/{entry_id}", {"entry_id": "entry.entry_id"}),
     "CreateSnapshot": Route("POST", "/v1/galleries/{gallery}/snapshots"),
     "GetModel": Route("GET", "/v1/model"),
+    "GetLive": Route("GET", "/v1/live"),
     "Reload": Route("POST", "/v1/model:reload"),
 }
 

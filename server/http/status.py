@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
-from reidserve.errors import OverloadedError
+from reidserve.errors import ReidError
 from reidserve.server.call import REQUEST_ID
 from reidserve.server.wire.status import status_of
 
@@ -40,7 +40,7 @@ def refuse(error: Exception, request_id: str) -> Response:
     """The response that tells of an error what gRPC would, and when to try again."""
     code, reason, message = status_of(error)
     headers = {}
-    if isinstance(error, OverloadedError):
+    if isinstance(error, ReidError) and error.retry_after is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after))
     status = STATUSES.get(reason) or STATUSES.get(code.name, 500)
     if status == 401:
