@@ -48,6 +48,7 @@ class Assembly:
             limits=limits,
             telemetry=self.telemetry,
             pins=None if same is None else same.pins,
+            sources=settings.sources_root,
         )
         writers: dict[str, Writer] = {}
         try:
@@ -60,6 +61,7 @@ class Assembly:
                     pipeline.embed_for_import,
                     name=name,
                     snapshots=settings.snapshots,
+                    thumbnails=settings.thumbnails,
                     audit=self.audit,
                     receipts=None if earlier is None else earlier.receipts,
                     turn=None if earlier is None else earlier.turn,

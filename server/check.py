@@ -12,6 +12,7 @@ from pathlib import Path
 from reidserve.embed import Embedder, open_embedder
 from reidserve.errors import ConfigError, ReidError
 from reidserve.index import open_gallery
+from reidserve.index.place import Place
 from reidserve.index.threshold import read_threshold
 from reidserve.server.guard.keys_file import read_keys
 from reidserve.server.guard.tls import read_certificate
@@ -51,6 +52,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     for what, folder in (
         ("models-root", settings.models_root),
         ("galleries-root", settings.galleries_root),
+        ("sources-root", settings.sources_root),
         ("snapshots", settings.snapshots),
         ("audit", None if settings.audit is None else settings.audit.absolute().parent),
     ):
@@ -97,17 +99,17 @@ def _check_model(settings: Settings) -> Iterator[Finding]:
     yield _find("model", look)
     if settings.threshold is not None:
         yield _find("threshold", partial(_check_threshold, settings.threshold, identity))
-    for folder in settings.galleries:
-        yield _find(f"gallery {gallery_name(folder)}", partial(_check_gallery, folder, settings, identity))
+    for place in settings.galleries:
+        yield _find(f"gallery {gallery_name(place)}", partial(_check_gallery, place, settings, identity))
 
 
 def _check_threshold(path: Path, identity: str | None) -> str:
     return str(read_threshold(path, identity=identity).score)
 
 
-def _check_gallery(folder: Path, settings: Settings, identity: str | None) -> str:
+def _check_gallery(place: Place, settings: Settings, identity: str | None) -> str:
     gallery = open_gallery(
-        folder,
+        place,
         identity=identity,
         kind=settings.index,
         device=settings.index_device,

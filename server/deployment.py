@@ -78,8 +78,13 @@ class Deployment:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the engine has computed one batch for longer than any should take."""
-        return self.served is not None and self.served.pipeline.stuck
+        """Whether nothing is embedded: the engine does not come back from a batch, or the machine it is on is away."""
+        return self.served is not None and (self.served.pipeline.stuck or self.served.pipeline.embedder.away)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether none of the galleries answers, as their servers are away."""
+        return self.served is not None and self.served.pipeline.cut_off
 
     @contextmanager
     def lent(self) -> Iterator[Served]:

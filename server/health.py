@@ -14,8 +14,9 @@ _LOOK_SECONDS = 0.5
 class Health:
     """Watches a deployment, and tells.
 
-    A stuck engine takes down the server as a whole and its searches. Galleries can be listed still, and another model
-    be put in its place.
+    An engine that is stuck, or away, takes down the server as a whole and its searches. Galleries can be listed still,
+    and another model be put in its place. Where all galleries are with servers that are away, they are down too, until
+    one is back.
 
     Attributes:
         servicer: of grpc.health.v1, to be added to a server.
@@ -29,11 +30,12 @@ class Health:
     async def tell(self) -> None:
         """Tell how it is now."""
         serving = self._deployment.is_serving
-        searching = serving and not self._deployment.is_stuck
+        galleries = serving and not self._deployment.is_cut_off
+        searching = galleries and not self._deployment.is_stuck
         facts = {
             health.OVERALL_HEALTH: searching,
             SERVICE: searching,
-            GALLERY_SERVICE: serving,
+            GALLERY_SERVICE: galleries,
             MODEL_SERVICE: serving,
         }
         statuses = health_pb2.HealthCheckResponse

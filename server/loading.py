@@ -7,14 +7,15 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from reidserve.embed import Embedder, open_embedder
+from reidserve.embed import Embedder, ModelPlace, open_embedder
 from reidserve.errors import GalleryLockedError
 from reidserve.index import Gallery, open_gallery
+from reidserve.index.opening import publish
+from reidserve.index.place import Place
 from reidserve.index.threshold import read_threshold
 from reidserve.server.settings import Settings, gallery_name
 
@@ -44,21 +45,22 @@ def load(settings: Settings) -> Loaded:
     """Load what a server was told to serve.
 
     Raises:
-        ArtifactError, DeviceError, GalleryError, ThresholdError: it cannot be served.
+        ArtifactError, BackendUnavailableError, DeviceError, GalleryError, ThresholdError: it cannot be served.
     """
     embedder = load_model(settings.model, settings)
     threshold = load_threshold(embedder, settings)
-    folders = {gallery_name(folder): folder for folder in settings.galleries}
-    return Loaded(embedder, load_galleries(folders, embedder, settings), threshold)
+    places = {gallery_name(place): place for place in settings.galleries}
+    return Loaded(embedder, load_galleries(places, embedder, settings), threshold)
 
 
-def load_model(folder: Path, settings: Settings) -> Embedder:
+def load_model(place: ModelPlace, settings: Settings) -> Embedder:
     """Open a model, see that its canaries hold, and let it compute the smallest and the largest batch once.
 
     Raises:
         ArtifactError, DeviceError: it is not whole, computes something else here, or not on the device.
+        BackendUnavailableError: another server computes it, and is away.
     """
-    embedder = open_embedder(folder, precision=settings.precision, device=settings.device)
+    embedder = open_embedder(place, precision=settings.precision, device=settings.device)
     if embedder.unverified:
         _logger.warning(
             "the model runs unverified: %s was not held to fp32 on data (reid-export --verify)", embedder.engine
@@ -80,20 +82,23 @@ def load_threshold(embedder: Embedder, settings: Settings) -> float | None:
     return read_threshold(settings.threshold, identity=embedder.contract.identity).score
 
 
-def load_galleries(folders: Mapping[str, Path], embedder: Embedder, settings: Settings) -> dict[str, Gallery]:
+def load_galleries(places: Mapping[str, Place], embedder: Embedder, settings: Settings) -> dict[str, Gallery]:
     """Open galleries for a model, all of them or none, and search each once.
 
     Raises:
         GalleryError: one cannot be read, or not be written where the server is to.
         GalleryModelError: one holds the embeddings of another model.
+        BackendUnavailableError: what holds one does not answer.
     """
     with contextlib.ExitStack() as on_failure:
         galleries = {}
-        for name, folder in folders.items():
-            galleries[name] = opened = _open(folder, embedder, settings)
+        for name, place in places.items():
+            galleries[name] = opened = _open(place, embedder, settings)
             on_failure.callback(opened.close)
             _tell(name, opened, embedder)
             opened.snapshot.search(_any_query(embedder), top_k=1)
+        for gallery in () if settings.read_only else galleries.values():
+            publish(gallery)
         on_failure.pop_all()
     return galleries
 
@@ -114,10 +119,10 @@ def in_background(work: Callable[[], _Result]) -> "asyncio.Future[_Result]":
     return asyncio.wrap_future(done)
 
 
-def _open(folder: Path, embedder: Embedder, settings: Settings) -> Gallery:
+def _open(place: Place, embedder: Embedder, settings: Settings) -> Gallery:
     try:
         return open_gallery(
-            folder,
+            place,
             identity=embedder.contract.identity,
             write=not settings.read_only,
             kind=settings.index,

@@ -5,8 +5,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from reidserve.embed import ModelPlace, ModelUrl
 from reidserve.errors import ReidError, ReloadError
 from reidserve.index.gallery import check_origin
+from reidserve.index.place import GalleryUrl, Place
 from reidserve.proto.reid.v1 import reid_pb2
 from reidserve.server.call import Call
 from reidserve.server.deployment import Deployment, Served
@@ -77,14 +79,19 @@ class Reloading:
             raise
         return after
 
-    def _chosen(self, served: Served, request: reid_pb2.ReloadRequest) -> tuple[Path, Mapping[str, Path]]:
-        """The folder of the model, and of each gallery that is named."""
+    def _chosen(self, served: Served, request: reid_pb2.ReloadRequest) -> tuple[ModelPlace, Mapping[str, Path]]:
+        """The place of the model, and the folder of each gallery that is named."""
         settings, names = self._settings, served.pipeline.galleries
         if strangers := sorted(set(request.galleries) - set(names)):
             raise ReloadError(
                 f"there is no gallery {', '.join(strangers)} here whose place another could take, there is "
                 f"{', '.join(sorted(names))}"
             )
+        for name in request.galleries:
+            if isinstance(place := names[name].place, GalleryUrl):
+                raise ReloadError(
+                    f"gallery {name!r} is at {place}, which holds it for each of its models: name none in its place"
+                )
         folders = {
             name: _below(settings.galleries_root, folder, "gallery", "--galleries-root")
             for name, folder in request.galleries.items()
@@ -93,7 +100,7 @@ class Reloading:
             return settings.model, folders
         return _below(settings.models_root, request.model, "model", "--models-root"), folders
 
-    async def _load(self, served: Served, model: Path, folders: Mapping[str, Path]) -> Loaded:
+    async def _load(self, served: Served, model: ModelPlace, folders: Mapping[str, Path]) -> Loaded:
         # What was replaced last may have a gallery open that is wanted again, and is a second model in memory.
         if not await self._deployment.settle(SETTLE_SECONDS):
             raise ReloadError(
@@ -102,12 +109,13 @@ class Reloading:
         return await in_background(lambda: _load_beside(served, model, folders, self._settings))
 
 
-def _load_beside(served: Served, model: Path, folders: Mapping[str, Path], settings: Settings) -> Loaded:
+def _load_beside(served: Served, model: ModelPlace, folders: Mapping[str, Path], settings: Settings) -> Loaded:
     """A model and galleries of its identity: of those that serve, the ones that no folder is named for."""
     serving = served.pipeline.galleries
     embedder = load_model(model, settings)
     before, identity = served.pipeline.embedder.contract.identity, embedder.contract.identity
-    if identity != before and (missing := sorted(set(serving) - set(folders))):
+    elsewhere = {name: gallery.place for name, gallery in serving.items() if isinstance(gallery.place, GalleryUrl)}
+    if identity != before and (missing := sorted(set(serving) - set(folders) - set(elsewhere))):
         raise ReloadError(
             f"{model.name!r} is model {identity[:12]}, and gallery {', '.join(missing)} holds embeddings of "
             f"model {before[:12]}: name a folder that was rebuilt for it (reid-index rebuild)"
@@ -116,12 +124,16 @@ def _load_beside(served: Served, model: Path, folders: Mapping[str, Path], setti
     stays = set()
     for name, folder in folders.items():
         for other, gallery in serving.items():
-            if gallery.folder.samefile(folder):
+            if isinstance(gallery.place, Path) and gallery.place.samefile(folder):
                 if other != name:
                     raise ReloadError(f"{folder.name!r} serves as gallery {other!r}, it cannot be {name!r} too")
                 check_origin(folder, gallery.origin, identity=identity)
                 stays.add(name)
-    opened = load_galleries({name: folder for name, folder in folders.items() if name not in stays}, embedder, settings)
+    places: dict[str, Place] = {name: folder for name, folder in folders.items() if name not in stays}
+    if identity != before:
+        # Each model's entries lie beside each other there, and are found by its identity.
+        places |= elsewhere
+    opened = load_galleries(places, embedder, settings)
     return Loaded(embedder, {**serving, **opened}, threshold)
 
 
@@ -158,7 +170,12 @@ def _drop(loaded: Loaded, served: Served) -> None:
 
 def _without_folders(text: str, settings: Settings) -> str:
     """A text for a caller, to whom it is nothing where on the server's disk models and galleries are."""
-    served = (folder.parent for folder in (settings.model, *settings.galleries))
+    if isinstance(settings.model, ModelUrl):
+        text = text.replace(str(settings.model), settings.model.name).replace(settings.model.address, "its server")
+    for url in settings.galleries:
+        if isinstance(url, GalleryUrl):
+            text = text.replace(str(url), url.name)
+    served = (place.parent for place in (settings.model, *settings.galleries) if isinstance(place, Path))
     for folder in (settings.models_root, settings.galleries_root, *served):
         if folder is not None:
             for spelled in (folder.absolute(), folder.resolve()):

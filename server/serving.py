@@ -20,6 +20,7 @@ from reidserve.server.health import Health
 from reidserve.server.listening import listening
 from reidserve.server.loading import in_background, load
 from reidserve.server.reloading import Reloading
+from reidserve.server.retention import Retention
 from reidserve.server.settings import Settings
 from reidserve.server.telemetry.telemetry import Telemetry, open_telemetry
 from reidserve.server.wire.calls import Calls
@@ -84,7 +85,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
         served = await assemble(await loading, None)
         await deployment.replace(served)
         async with _running(health.watch()):
-            async with _running(_keep_fresh(deployment)):
+            async with _running(_keep_fresh(deployment)), _running(_retain(deployment, settings)):
                 await health.tell()
                 on_ready(Ready(address, http, served))
                 await stop.wait()
@@ -152,7 +153,7 @@ async def _listening_http(
         calls,
         telemetry,
         methods,
-        ready=lambda: deployment.is_serving and not deployment.is_stuck,
+        ready=lambda: deployment.is_serving and not (deployment.is_stuck or deployment.is_cut_off),
         message_bytes=settings.message_bytes,
         described=settings.reflection,
     )
@@ -169,6 +170,12 @@ async def _running(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def _retain(deployment: Deployment, settings: Settings) -> None:
+    """Remove what grows too old, where that was asked for."""
+    if settings.retain is not None:
+        await Retention(deployment, settings.retain).run()
 
 
 async def _keep_fresh(deployment: Deployment) -> None:

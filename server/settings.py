@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from reidserve.embed import Device, Precision
+from reidserve.embed import Device, ModelPlace, Precision
 from reidserve.errors import ConfigError
 from reidserve.index import IndexDevice, IndexKind
+from reidserve.index.place import GalleryUrl, Place
 
 LogFormat = Literal["pretty", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _LEAST_MESSAGE, _MOST_MESSAGE = 2**16, 2**30
 _LONGEST = 86_400.0
+_SHORTEST_RETENTION, _LONGEST_RETENTION = 3600, 36_525 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +26,23 @@ class Settings:
     """What to serve, where, to whom and within which limits.
 
     Attributes:
-        model: the artifact's folder.
-        galleries: the galleries' folders; each is named by its folder without .gallery.
+        model: the artifact's folder, or where another server computes it.
+        galleries: the galleries' places; a folder's name is its own without .gallery, a URL's what it ends in.
         listen: host:port of gRPC; port 0 takes a free one.
         device: what runs the model.
         grace: how long calls under way may take after SIGTERM, seconds.
         index: how rows are searched.
         index_device: where rows are searched.
-        max_memory: what each gallery's entries may take, bytes; None for no limit.
+        max_memory: what each gallery's entries may take, bytes; None for no limit. Of folders, as the index is.
         threshold: the file of the model's calibrated threshold; None for none.
         precision: which flavour of the model runs.
         models_root: the folder below which Reload finds models; None where it may only read the first one again.
         galleries_root: the folder below which Reload finds galleries; None where it may not change them.
         snapshots: the folder that CreateSnapshot writes into; None where it may not.
+        thumbnails: of images that are written from now on, galleries keep small pictures.
+        sources_root: the folder below which lie images that may be shown, small, of entries without a thumbnail; None
+            for none.
+        retain: how old entries may become before they are removed, seconds; None where they stay.
         read_only: galleries are only read, and other processes may write to them.
         http: host:port of HTTP; None for none.
         reflection: gRPC says which calls there are.
@@ -62,8 +68,8 @@ class Settings:
         ConfigError: a value is out of its bounds, or two do not fit together.
     """
 
-    model: Path
-    galleries: Sequence[Path]
+    model: ModelPlace
+    galleries: Sequence[Place]
     listen: str = "127.0.0.1:50051"
     device: Device = "cpu"
     grace: float = 30.0
@@ -75,6 +81,9 @@ class Settings:
     models_root: Path | None = None
     galleries_root: Path | None = None
     snapshots: Path | None = None
+    thumbnails: bool = False
+    sources_root: Path | None = None
+    retain: int | None = None
     read_only: bool = False
     http: str | None = None
     reflection: bool = True
@@ -99,8 +108,11 @@ class Settings:
     def __post_init__(self) -> None:
         self._check_numbers()
         _check_names(self.galleries)
+        self._check_memory()
         self._check_addresses()
         self._check_tls()
+        if self.read_only and (self.thumbnails or self.retain is not None):
+            raise ConfigError("--thumbnails and --retain write to the galleries, which --read-only forbids")
         if self.metrics and self.http is None:
             raise ConfigError("--metrics are shown at /metrics of HTTP: give --http HOST:PORT too")
         if self.otlp is not None:
@@ -113,12 +125,30 @@ class Settings:
         _check("images-in-flight", self.images_in_flight, 1, 2**20)
         _check("message-bytes", self.message_bytes, _LEAST_MESSAGE, _MOST_MESSAGE)
         _check("trace-ratio", self.trace_ratio, 0, 1)
+        if self.retain is not None:
+            _check("retain", self.retain, _SHORTEST_RETENTION, _LONGEST_RETENTION)
         if self.batch is not None:
             _check("batch", self.batch, 1, 4096)
         if self.max_memory is not None:
             _check("max-memory", self.max_memory, 1, 2**60)
         # They are admitted together or not at all.
         _check("images-per-call", self.images_per_call, 1, self.images_in_flight)
+
+    def _check_memory(self) -> None:
+        """See that nothing is said of entries in this process's memory where a gallery has none there."""
+        elsewhere = [place for place in self.galleries if isinstance(place, GalleryUrl)]
+        if elsewhere and (self.thumbnails or self.retain is not None):
+            raise ConfigError(
+                f"--thumbnails and --retain are of folders, and {elsewhere[0]} is in Milvus, which keeps no thumbnails "
+                "and clears its files of what was removed in its own time: serve folders by a server of their own"
+            )
+        said = {"max-memory": self.max_memory, "index": self.index, "index-device": self.index_device}
+        ours = {"max-memory": None, "index": "auto", "index-device": "cpu"}
+        if elsewhere and (flags := [f"--{name}" for name, value in said.items() if value != ours[name]]):
+            raise ConfigError(
+                f"{', '.join(flags)} is of galleries in this server's memory, and {elsewhere[0]} is searched where it "
+                "is: leave it away, or serve folders by a server of their own"
+            )
 
     def _check_addresses(self) -> None:
         for name, address in (("listen", self.listen), ("http", self.http)):
@@ -145,9 +175,9 @@ class Settings:
             raise ConfigError("--tls-client-ca is of no use without TLS: give --tls-cert and --tls-key too")
 
 
-def gallery_name(folder: Path) -> str:
+def gallery_name(place: Place) -> str:
     """The name by which a gallery is served."""
-    return folder.absolute().name.removesuffix(".gallery")
+    return place.name if isinstance(place, GalleryUrl) else place.absolute().name.removesuffix(".gallery")
 
 
 def read_address(address: str, *, name: str = "listen") -> tuple[str, int]:
@@ -176,13 +206,13 @@ def _check(name: str, value: float, least: float, most: float) -> None:
         raise ConfigError(f"--{name} must be {least:,} to {most:,}, got {value:,}")
 
 
-def _check_names(galleries: Sequence[Path]) -> None:
+def _check_names(galleries: Sequence[Place]) -> None:
     if not galleries:
-        raise ConfigError("there is no gallery to serve: give --gallery FOLDER")
+        raise ConfigError("there is no gallery to serve: give --gallery FOLDER, or milvus://HOST:PORT/NAME")
     names: set[str] = set()
-    for folder in galleries:
-        if (name := gallery_name(folder)) in names:
-            raise ConfigError(f"two galleries are named {name!r}: rename a folder")
+    for place in galleries:
+        if (name := gallery_name(place)) in names:
+            raise ConfigError(f"two galleries are named {name!r}: rename one of them")
         names.add(name)
 
 

@@ -20,7 +20,7 @@ KINDS = {(False, False): "unary", (False, True): "stream", (True, True): "duplex
 
 def test_every_rpc_has_one_method_and_every_method_an_rpc():
     assert sorted(method.full_name for method in TABLE) == sorted(RPCS)
-    assert len(RPCS) == 15
+    assert len(RPCS) == 18
 
 
 @pytest.mark.parametrize("method", TABLE, ids=lambda method: method.name)
@@ -57,6 +57,7 @@ def test_the_methods_of_a_service_stand_together():
         ("RankRequest", {"image": b"x"}, 1),
         ("RankRequest", {"entry_id": "x"}, 0),
         ("EmbedRequest", {}, 1),
+        ("PreviewRequest", {}, 1),
         ("BatchUpsertEntriesRequest", {"entries": [{"image": b"x"}, {"embedding": b"x"}, {}]}, 1),
         ("ImportEntriesRequest", {"entry": {"image": b"x"}}, 1),
         ("ImportEntriesRequest", {"entry": {"embedding": b"x"}}, 0),

@@ -1,7 +1,7 @@
 import pytest
 
 from reidserve.errors import GenerationGoneError
-from reidserve.index import Snapshot
+from reidserve.index import FolderSnapshot
 from reidserve.server.queries.pins import KEPT_SECONDS, MOST_KEPT, Pins
 
 
@@ -22,7 +22,7 @@ def pins(clock: Clock) -> Pins:
     return Pins(clock=clock)
 
 
-STATES = [Snapshot(generation, 8) for generation in range(20)]
+STATES = [FolderSnapshot(generation, 8) for generation in range(20)]
 
 
 def test_the_newest_state_is_kept_once_it_was_asked_for_by_its_number(pins: Pins):

@@ -30,8 +30,8 @@ from reidserve.server.queries.encoder import Encoded
 from reidserve.server.queries.limits import DEFAULTS
 from reidserve.server.queries.pipeline import Limits, Pipeline, Question
 from reidserve.server.queries.plan import Plan
-from reidserve.server.queries.ranker import Query, Shortlist, rank_together
-from tests.conftest import unit_rows
+from reidserve.server.queries.ranker import Query, Shortlist
+from tests.conftest import found_together, unit_rows
 from tests.test_batcher import Gate
 from tests.test_store import record
 
@@ -117,7 +117,7 @@ def test_queries_ranked_together_get_what_each_gets_alone(gallery: Path, tmp_pat
     snapshots = [read_snapshot(gallery), read_snapshot(other.folder)]
     embeddings = unit_rows(np.random.default_rng(2), 20, 24)
     queries = [Query(snapshots[place % 2], row, 1 + place // 4 * 9) for place, row in enumerate(embeddings)]
-    for query, found in zip(queries, rank_together(queries), strict=True):
+    for query, found in zip(queries, found_together(queries), strict=True):
         (alone,) = query.snapshot.hits(query.snapshot.search(query.embedding[np.newaxis], top_k=query.top_k))
         assert (found.hits, found.best) == (alone, alone[0].score)
         assert len(found.hits) == min(query.top_k, len(query.snapshot))
@@ -133,7 +133,7 @@ def test_filters_that_python_takes_for_equal_are_kept_apart(tmp_path: Path):
     snapshot = read_snapshot(tmp_path / "gates.gallery")
     vector = vectors[0]
     asked = [None, *(Filter(attributes=(Condition("gate", "==", (value,)),)) for value in (1, True, 1.0, False))]
-    answers = rank_together([Query(snapshot, vector, 3, where) for where in asked])
+    answers = found_together([Query(snapshot, vector, 3, where) for where in asked])
     assert [len(found.hits) for found in answers] == [3, 0, 3, 0, 0]
 
 
@@ -181,9 +181,9 @@ def test_shortlists_of_other_lengths_ranked_together_are_each_its_own(gallery: P
     snapshot = read_snapshot(gallery, identity=None)
     vector = snapshot.vector(int(snapshot.rows()[0]))
     queries = [Query(snapshot, vector, 3, shortlist=Shortlist(length)) for length in (3, len(snapshot))]
-    together = rank_together(queries)
+    together = found_together(queries)
     for query, found in zip(queries, together, strict=True):
-        assert found == rank_together([query])[0]
+        assert found == found_together([query])[0]
     short, long = ([hit.reranked_distance for hit in found.hits] for found in together)
     assert short != long
 

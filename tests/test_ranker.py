@@ -5,8 +5,8 @@ import pytest
 
 from reidserve.index import Entry, Filter, Origin, Record, Snapshot, read_snapshot
 from reidserve.index.storage.store import create_store
-from reidserve.server.queries.ranker import Query, Shortlist, rank_together
-from tests.conftest import unit_rows
+from reidserve.server.queries.ranker import Query, Shortlist
+from tests.conftest import found_together, unit_rows
 
 DIM = 16
 
@@ -65,7 +65,7 @@ def test_of_each_identity_the_best_is_found_as_by_brute_force(
         grouped(snapshot, 3, top_k, where=Filter(camids=frozenset({"1"}))),
         grouped(snapshot, 4, top_k, min_score=0.3),
     ]
-    for query, found in zip(queries, rank_together(queries), strict=True):
+    for query, found in zip(queries, found_together(queries), strict=True):
         expected = plain(query)
         assert [(hit.entry.id, hit.score, hit.rank) for hit in found.hits] == expected
         assert found.best == expected[0][1]
@@ -73,7 +73,7 @@ def test_of_each_identity_the_best_is_found_as_by_brute_force(
 
 def test_the_gallery_is_looked_through_to_its_end_for_enough_identities(snapshot: Snapshot):
     query = grouped(snapshot, 1, 400)
-    (found,) = rank_together([query])
+    (found,) = found_together([query])
     pids = [hit.entry.pid for hit in found.hits]
     assert pids.count(None) == 10
     assert sorted(pid for pid in pids if pid is not None) == sorted(map(str, range(12)))
@@ -82,8 +82,8 @@ def test_the_gallery_is_looked_through_to_its_end_for_enough_identities(snapshot
 def test_groups_of_a_shortlist_are_of_the_shortlist_alone(snapshot: Snapshot):
     vector = unit_rows(np.random.default_rng(5), 1, DIM)[0]
     query = Query(snapshot, vector, 20, group_by_pid=True, shortlist=Shortlist(50))
-    (found,) = rank_together([query])
-    (every,) = rank_together([Query(snapshot, query.embedding, 50, shortlist=Shortlist(50))])
+    (found,) = found_together([query])
+    (every,) = found_together([Query(snapshot, query.embedding, 50, shortlist=Shortlist(50))])
     firsts: dict = {}
     for hit in every.hits:
         firsts.setdefault(hit.entry.pid or hit.entry.id, hit)

@@ -9,13 +9,14 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from reidserve import errors
-from reidserve.server.wire.status import DETAILS_KEY, LONGEST_MESSAGE, abort, refusal_of, status_of
+from reidserve.server.http.status import refuse
+from reidserve.server.wire.status import AWAY, DETAILS_KEY, LONGEST_MESSAGE, abort, refusal_of, status_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
 EXPECTED: dict[str, set[type[errors.ReidError]]] = {
     "UNAUTHENTICATED": {errors.UnauthenticatedError},
     "PERMISSION_DENIED": {errors.PermissionDeniedError},
-    "NOT_FOUND": {errors.EntryNotFoundError, errors.GalleryNotFoundError},
+    "NOT_FOUND": {errors.EntryNotFoundError, errors.GalleryNotFoundError, errors.ThumbnailNotFoundError},
     "ALREADY_EXISTS": {errors.OutputExistsError},
     "INVALID_ARGUMENT": {
         *(errors.QueryError, errors.EntryError, errors.ImageError, errors.ImageTooLargeError, errors.MetadataError),
@@ -26,7 +27,10 @@ EXPECTED: dict[str, set[type[errors.ReidError]]] = {
     },
     "RESOURCE_EXHAUSTED": {errors.OverloadedError, errors.RateLimitedError, errors.GalleryFullError},
     "DEADLINE_EXCEEDED": {errors.DeadlineError, errors.ReaderStalledError},
-    "UNAVAILABLE": {errors.NotServingError, errors.EngineStuckError, errors.GalleryBehindError},
+    "UNAVAILABLE": {
+        *(errors.NotServingError, errors.EngineStuckError, errors.GalleryBehindError),
+        *(errors.BackendUnavailableError, errors.RemainsError),
+    },
     "INTERNAL": {errors.ReidError, errors.EmbeddingError, errors.GalleryError, errors.ArtifactError},
 }
 
@@ -37,7 +41,9 @@ EXPECTED: dict[str, set[type[errors.ReidError]]] = {
 def test_an_error_leaves_with_its_code_and_reason(code: str, kind: type[errors.ReidError]):
     found, reason, message = status_of(kind("what was expected"))
     assert (found.name, reason) == (code, kind.reason)
-    assert message == ("internal error; the server's log says more" if code == "INTERNAL" else "what was expected")
+    hidden = {"INTERNAL": "internal error; the server's log says more"}
+    expected = AWAY if kind is errors.BackendUnavailableError else hidden.get(code, "what was expected")
+    assert message == expected
 
 
 @pytest.mark.parametrize("error", [ValueError("/secret/path"), errors.GalleryError("/secret/gallery.db is torn")])
@@ -90,12 +96,18 @@ async def test_an_error_says_its_reason_and_the_id_of_its_call():
 
 
 @pytest.mark.parametrize(
-    "error", [errors.OverloadedError("full", retry_after=0.25), errors.RateLimitedError("slowly", retry_after=0.25)]
+    ("error", "code"),
+    [
+        (errors.OverloadedError("full", retry_after=0.25), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.RateLimitedError("slowly", retry_after=0.25), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.BackendUnavailableError("away", retry_after=0.25), grpc.StatusCode.UNAVAILABLE),
+    ],
 )
-async def test_whoever_may_try_again_is_told_when(error: errors.OverloadedError):
+async def test_whoever_may_try_again_is_told_when(error: errors.ReidError, code: grpc.StatusCode):
     status, (info, retry) = await details_of(error)
-    assert (status.code, info.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], error.reason)
+    assert (status.code, info.reason) == (code.value[0], error.reason)
     assert retry.retry_delay.ToMilliseconds() == 250
+    assert refuse(error, "id-7").headers["retry-after"] == "1"
 
 
 async def test_a_full_gallery_is_not_worth_trying_again():

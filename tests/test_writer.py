@@ -26,7 +26,8 @@ from reidserve.errors import (
     ReceiptError,
     ReidError,
 )
-from reidserve.index import Entry, Filter, Gallery, Origin, open_gallery, read_snapshot
+from reidserve.index import Entry, Filter, FolderGallery, Origin, read_snapshot
+from reidserve.index.gallery import open_gallery
 from reidserve.index.storage.store import create_store, open_store
 from reidserve.server.call import ANYONE, Call
 from reidserve.server.guard.audit import Audit
@@ -109,7 +110,7 @@ def gallery(tmp_path: Path):
 
 
 @pytest.fixture
-async def shop(gallery: Gallery, embed: Embedding8, audit: Lines, tmp_path: Path):
+async def shop(gallery: FolderGallery, embed: Embedding8, audit: Lines, tmp_path: Path):
     running = Writer(gallery, embed, snapshots=tmp_path / "snapshots", audit=audit)
     yield running
     embed.opened.set()
@@ -120,16 +121,16 @@ def new(number: int, *, content: bytes | Embedding | None = None, **fields) -> N
     return NewEntry(Entry(f"n{number}", **fields), VECTORS[number] if content is None else content)
 
 
-def ids(gallery: Gallery) -> list[str]:
+def ids(gallery: FolderGallery) -> list[str]:
     return [entry.id for entry in gallery.snapshot.entries()]
 
 
-async def test_what_is_acknowledged_is_on_the_disk_and_found_at_once(shop: Writer, gallery: Gallery):
+async def test_what_is_acknowledged_is_on_the_disk_and_found_at_once(shop: Writer, gallery: FolderGallery):
     entries = [new(1, pid="7", attributes={"colour": "red"}), new(2, content=b"an image", camid="c1", timestamp=-5)]
     written = await shop.upsert(entries, CALL)
     assert (written.generation, written.changed) == (1, 2)
     assert gallery.snapshot.generation == 1
-    with closing(open_store(gallery.folder)) as store:
+    with closing(open_store(gallery.place)) as store:
         one, two = store.get("n1"), store.get("n2")
     assert one is not None
     assert two is not None
@@ -141,7 +142,7 @@ async def test_what_is_acknowledged_is_on_the_disk_and_found_at_once(shop: Write
 
 
 async def test_an_entry_that_is_there_as_it_is_stays_and_nothing_is_embedded_again(
-    shop: Writer, gallery: Gallery, embed: Embedding8
+    shop: Writer, gallery: FolderGallery, embed: Embedding8
 ):
     await shop.upsert([new(1, content=b"a"), new(2)], CALL)
     again = await shop.upsert([new(1, content=b"a"), new(2)], CALL)
@@ -212,7 +213,7 @@ async def test_more_entries_than_may_wait_are_refused_at_once(shop: Writer, embe
     assert (await shop.upsert([new(5), new(6), new(7)], CALL)).changed == 3
 
 
-async def test_an_update_says_what_it_names_and_leaves_the_rest(shop: Writer, gallery: Gallery):
+async def test_an_update_says_what_it_names_and_leaves_the_rest(shop: Writer, gallery: FolderGallery):
     await shop.upsert([new(1, pid="7", camid="c1", attributes={"colour": "red", "speed": 3})], CALL)
     updated = await shop.update(Change("n1", {"pid": None, "source": "there"}, {"speed": None, "seen": True}), CALL)
     expected = Entry("n1", camid="c1", source="there", attributes={"colour": "red", "seen": True})
@@ -227,7 +228,7 @@ async def test_an_update_says_what_it_names_and_leaves_the_rest(shop: Writer, ga
         await shop.update(Change("n1", {}, {"speed": float("inf")}), CALL)
 
 
-async def test_entries_go_by_id_or_by_filter(shop: Writer, gallery: Gallery):
+async def test_entries_go_by_id_or_by_filter(shop: Writer, gallery: FolderGallery):
     await shop.upsert([new(number, camid=f"c{number % 2}") for number in range(6)], CALL)
     gone = await shop.delete(["n0", "n0", "n9"], CALL)
     assert (gone.generation, gone.changed) == (2, 1)
@@ -252,7 +253,9 @@ async def test_each_write_is_recorded_once_it_is_durable_and_by_the_writers_own_
     assert audit.threads == {"writer_0", "snapshot_0"}
 
 
-async def test_the_servers_own_audit_log_takes_what_is_recorded(gallery: Gallery, embed: Embedding8, tmp_path: Path):
+async def test_the_servers_own_audit_log_takes_what_is_recorded(
+    gallery: FolderGallery, embed: Embedding8, tmp_path: Path
+):
     log = Audit(tmp_path / "audit.jsonl")
     shop = Writer(gallery, embed, snapshots=tmp_path / "snapshots", audit=log)
     await shop.upsert([new(1), new(2, content=b"an image")], CALL)
@@ -304,14 +307,14 @@ async def test_an_import_is_acknowledged_in_pieces_and_tells_what_it_leaves_out(
     assert [(line["entries"], line["last_sequence"]) for line in audit.lines] == [(255, 256), (255, 512), (87, 600)]
 
 
-async def test_an_import_that_brings_nothing_new_writes_nothing(shop: Writer, gallery: Gallery):
+async def test_an_import_that_brings_nothing_new_writes_nothing(shop: Writer, gallery: FolderGallery):
     entries = [new(number) for number in range(10)]
     await imported(shop, stream_of(entries))
     (piece,) = await imported(shop, stream_of(entries, start=5))
     assert (piece.sequence, piece.written, piece.generation) == (14, 0, 1)
 
 
-async def test_an_id_that_comes_twice_in_an_import_is_written_twice_in_order(shop: Writer, gallery: Gallery):
+async def test_an_id_that_comes_twice_in_an_import_is_written_twice_in_order(shop: Writer, gallery: FolderGallery):
     entries = [new(1, pid="a"), new(2), new(1, pid="b"), new(1, pid="c", content=b"bad")]
     found = await imported(shop, stream_of(entries))
     assert [(piece.sequence, piece.written, len(piece.faults)) for piece in found] == [(2, 2, 0), (3, 1, 0), (4, 0, 1)]
@@ -323,7 +326,7 @@ async def test_large_entries_make_small_pieces(shop: Writer):
     assert [piece.sequence for piece in found] == [2, 4, 5]
 
 
-async def test_a_slow_import_is_acknowledged_without_waiting_for_a_whole_piece(shop: Writer, gallery: Gallery):
+async def test_a_slow_import_is_acknowledged_without_waiting_for_a_whole_piece(shop: Writer, gallery: FolderGallery):
     sent: asyncio.Queue[Numbered | None] = asyncio.Queue()
 
     async def stream():
@@ -361,7 +364,7 @@ async def test_an_import_reads_no_further_than_a_piece_that_is_not_written(shop:
     await answers.aclose()
 
 
-async def test_what_came_before_a_stream_failed_is_acknowledged(shop: Writer, gallery: Gallery):
+async def test_what_came_before_a_stream_failed_is_acknowledged(shop: Writer, gallery: FolderGallery):
     async def stream():
         yield Numbered(1, "n1", new(1), 1)
         raise QueryError("an import's sequence must rise")
@@ -373,7 +376,9 @@ async def test_what_came_before_a_stream_failed_is_acknowledged(shop: Writer, ga
     assert ids(gallery) == ["n1"]
 
 
-async def test_a_retired_writer_ends_imports_behind_a_piece_and_takes_other_writes(shop: Writer, gallery: Gallery):
+async def test_a_retired_writer_ends_imports_behind_a_piece_and_takes_other_writes(
+    shop: Writer, gallery: FolderGallery
+):
     async def stream():
         yield Numbered(1, "n1", new(1), 1)
         await asyncio.Event().wait()
@@ -388,7 +393,7 @@ async def test_a_retired_writer_ends_imports_behind_a_piece_and_takes_other_writ
     assert (await shop.upsert([new(2)], CALL)).changed == 1
 
 
-async def test_an_import_that_never_pauses_ends_too_where_its_writer_is_retired(shop: Writer, gallery: Gallery):
+async def test_an_import_that_never_pauses_ends_too_where_its_writer_is_retired(shop: Writer, gallery: FolderGallery):
     async def stream():
         for sequence in range(1, 100_000):
             yield Numbered(sequence, f"n{sequence}", new(sequence % 2000), 1)
@@ -459,7 +464,7 @@ async def test_an_import_that_was_cut_off_anywhere_and_goes_on_brings_exactly_th
 # Snapshots
 
 
-async def test_a_snapshot_is_a_whole_gallery_under_its_own_name(shop: Writer, gallery: Gallery, tmp_path: Path):
+async def test_a_snapshot_is_a_whole_gallery_under_its_own_name(shop: Writer, gallery: FolderGallery, tmp_path: Path):
     await shop.upsert([new(1), new(2)], CALL)
     copy = await shop.snapshot("of-today.1", CALL)
     assert (copy.name, copy.generation, copy.entries) == ("of-today.1", 1, 2)
@@ -495,7 +500,7 @@ async def test_a_snapshot_takes_no_place_that_is_taken_and_needs_a_folder(shop, 
     await without.close()
 
 
-async def test_writes_go_on_while_a_snapshot_is_made(shop: Writer, gallery: Gallery, monkeypatch):
+async def test_writes_go_on_while_a_snapshot_is_made(shop: Writer, gallery: FolderGallery, monkeypatch):
     began, go_on = threading.Event(), threading.Event()
 
     def slow(*given, **named):
@@ -601,7 +606,7 @@ async def test_receipts_take_no_more_than_their_room():
     assert await small.once(("anyone", "0"), b"d", work) == b"answer 10"
 
 
-async def test_closing_waits_for_what_is_under_way(shop: Writer, embed: Embedding8, gallery: Gallery):
+async def test_closing_waits_for_what_is_under_way(shop: Writer, embed: Embedding8, gallery: FolderGallery):
     async def work() -> bytes:
         return b"%d" % (await shop.upsert([new(1, content=b"a")], CALL)).changed
 

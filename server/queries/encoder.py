@@ -81,6 +81,14 @@ class Encoder:
         good = iter(encoded)
         return [image if isinstance(image, ReidError) else next(good) for image in decoded]
 
+    async def prepare(self, data: bytes) -> Image:
+        """An encoded image as the engine gets it, (height, width, 3).
+
+        Raises:
+            ImageError: it is none.
+        """
+        return await self._decoders.submit(data)
+
     async def close(self) -> None:
         """Stop the threads; nobody may be waiting any more."""
         await self._decoders.close()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 
 from reidserve.errors import ConfigError
-from reidserve.index.search.snapshot import MAX_TOP_K
+from reidserve.index import MAX_TOP_K
 
 
 @dataclass(frozen=True, slots=True)

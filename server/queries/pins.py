@@ -28,7 +28,8 @@ class Pins:
             GenerationGoneError: it is neither the newest nor one that is kept.
         """
         self.drop_old()
-        kept, _ = self._kept.get((name, generation), (newest, 0.0))
+        # What is not in memory has no state but its newest.
+        kept, _ = self._kept.get((name, generation), (newest, 0.0)) if newest.in_memory else (newest, 0.0)
         if kept.generation != generation:
             hint = (
                 "what has been written is served within about a second, try again"

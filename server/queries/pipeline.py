@@ -5,30 +5,29 @@ import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from itertools import islice
+from pathlib import Path
 
-from reidserve.embed import Embedder, Embedding
-from reidserve.errors import DeadlineError, QueryError, ReidError
+from reidserve.embed import Embedder, Embedding, encode_png
+from reidserve.errors import DeadlineError, EntryNotFoundError, QueryError, ReidError
 from reidserve.index import Gallery, Ranking, Snapshot
 from reidserve.index.search.ranking import NO_ROW
 from reidserve.server.queries.admission import Admission
-from reidserve.server.queries.batcher import Batcher, settled
+from reidserve.server.queries.batcher import settled
 from reidserve.server.queries.encoder import Encoded, Encoder
 from reidserve.server.queries.limits import DEFAULTS, Limits
 from reidserve.server.queries.pins import Pins
 from reidserve.server.queries.plan import Plan, plan
-from reidserve.server.queries.question import Answer, Listing, Question, Sought, Stages, Track
-from reidserve.server.queries.ranker import Found, Query, rank_together, rank_whole_together
+from reidserve.server.queries.question import Answer, Kept, Listing, Question, Sought, Stages, Track
+from reidserve.server.queries.ranker import Query
+from reidserve.server.queries.rankers import MAX_WHOLE, Rankers
+from reidserve.server.queries.recent import Figures, Recent
 from reidserve.server.queries.states import WAIT_SECONDS, States
 from reidserve.server.queries.telemetry import SILENT, Telemetry
+from reidserve.server.queries.thumbnails import Thumbnails
 
-__all__ = ["Answer", "Limits", "Listing", "Pipeline", "Question", "Sought", "Stages", "Telemetry", "Track"]
-
-MAX_RANKED_TOGETHER = 32
-MAX_RERANKED_TOGETHER = 4
-MAX_WHOLE = 8
-"""How many whole rankings may be under way: each takes 12 bytes an entry until its reader has it, and as much again,
-twice, while up to so many are computed."""
+__all__ = ["MAX_WHOLE", "Answer", "Limits", "Listing", "Pipeline", "Question", "Sought", "Stages", "Telemetry", "Track"]
 
 
 class Pipeline:
@@ -54,22 +53,20 @@ class Pipeline:
         limits: Limits = DEFAULTS,
         telemetry: Telemetry = SILENT,
         pins: Pins | None = None,
+        sources: Path | None = None,
     ) -> None:
         self.embedder = embedder
         self.galleries = galleries
         self.threshold = threshold
         self.limits = limits
-        self._telemetry = telemetry
+        self._recent = telemetry = Recent(telemetry)
         self._encoder = Encoder(embedder, limits, telemetry)
-        self._ranker: Batcher[Query, Found] = Batcher(rank_together, most=MAX_RANKED_TOGETHER, name="ranker")
-        # Re-ranking, grouping and whole rankings may take long: plain searches do not wait for them.
-        self._slow_ranker: Batcher[Query, Found] = Batcher(
-            rank_together, most=MAX_RERANKED_TOGETHER, name="slow ranker"
-        )
-        self._whole: Batcher[Query, Ranking] = Batcher(rank_whole_together, most=MAX_WHOLE, name="whole")
+        kinds = {gallery.snapshot.in_memory for gallery in galleries.values()}
+        self._rankers = {in_memory: Rankers(in_memory=in_memory) for in_memory in kinds}
         self._whole_places = asyncio.Semaphore(MAX_WHOLE)
         self.pins = Pins() if pins is None else pins
         self._states = States(galleries, self.pins)
+        self._thumbnails = Thumbnails(sources)
         load = limits.images_per_batch or embedder.max_batch
         self._queries = Admission(
             most=limits.images_in_flight, seconds=limits.queue_seconds, load=load, telemetry=telemetry
@@ -80,6 +77,16 @@ class Pipeline:
     def stuck(self) -> bool:
         """Whether the engine does not come back from a batch."""
         return self._encoder.stuck
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether none of the galleries answers, as their servers are away."""
+        return len(self._states.away) == len(self.galleries)
+
+    @property
+    def figures(self) -> Figures:
+        """What it did in the last seconds."""
+        return self._recent.figures()
 
     @property
     def in_flight(self) -> int:
@@ -111,6 +118,7 @@ class Pipeline:
             OverloadedError: too many images are under way.
             DeadlineError: there is no answer in time.
             EngineStuckError: the engine does not come back from a batch.
+            BackendUnavailableError: another machine computes, and is away or late.
         """
         (answer,) = await self.search_batch([(sought, question)], deadline=deadline)
         if isinstance(answer, ReidError):
@@ -158,7 +166,7 @@ class Pipeline:
         """
         snapshot = self.gallery(question.gallery, question.generation)[1]
         snapshot.check_ranks_all()
-        one = plan(sought, question, snapshot, threshold=self.threshold, most_hits=self.limits.top_k)
+        one = await self._planned(sought, question, snapshot)
         async with AsyncExitStack() as held:
             held.enter_context(self._queries.admitted(one.places, deadline))
             async with _in_time(deadline):
@@ -167,7 +175,7 @@ class Pipeline:
                 if isinstance(query, ReidError):
                     raise query
                 await held.enter_async_context(self._whole_places)
-                ranking = await self._whole.submit(query)
+                ranking = await self._rankers[snapshot.in_memory].rank_whole(query)
             yield ranking, snapshot.generation
 
     def matches(self, answer: Answer) -> bool | None:
@@ -187,10 +195,21 @@ class Pipeline:
         with self._queries.admitted(1, deadline):
             async with _in_time(deadline):
                 (encoded,) = await self._encoder.encode([data], stages)
-        self._tell(stages)
+        self._tell(stages, answered=not isinstance(encoded, ReidError))
         if isinstance(encoded, ReidError):
             raise encoded
         return encoded.embedding, stages
+
+    async def preview(self, data: bytes, *, deadline: float | None = None) -> bytes:
+        """An encoded image as the network sees it, decoded and resized: a PNG.
+
+        Raises:
+            ImageError: the image is none.
+            OverloadedError, DeadlineError: as in `search`.
+        """
+        with self._queries.admitted(1, deadline):
+            async with _in_time(deadline):
+                return await asyncio.to_thread(encode_png, await self._encoder.prepare(data))
 
     async def embed_for_import(
         self, images: Sequence[bytes], *, deadline: float | None = None
@@ -218,6 +237,16 @@ class Pipeline:
         name = self._states.resolve(name)
         return name, self._states.at(name, generation)
 
+    async def entry(self, gallery: str, generation: int | None, entry_id: str) -> tuple[Kept, int]:
+        """An entry with its embedding, and the generation that it is of.
+
+        Raises:
+            EntryNotFoundError: there is no such entry.
+            GalleryNotFoundError, GenerationGoneError: there is no such gallery, or it is not at that generation.
+        """
+        _, snapshot = self.gallery(gallery, generation)
+        return await self._states.ask(snapshot, partial(_kept, snapshot, entry_id)), snapshot.generation
+
     async def entries(self, gallery: str, generation: int | None, *, after: int = NO_ROW, most: int) -> Listing:
         """At most so many entries of a gallery behind a row; the state is kept for a while, to be asked for more.
 
@@ -227,6 +256,14 @@ class Pipeline:
         """
         with self._queries.admitted(1):
             return await self._states.entries(gallery, generation, after=after, most=most)
+
+    async def thumbnail(self, gallery: str, entry_id: str) -> bytes:
+        """The thumbnail of an entry of a gallery, as it is encoded; `sources` of ours may be shown where it has none.
+
+        Raises:
+            GalleryNotFoundError, EntryNotFoundError, ThumbnailNotFoundError: there is none.
+        """
+        return await self._thumbnails.of(self.galleries[self._states.resolve(gallery)], entry_id)
 
     async def refresh(self) -> None:
         """Let every gallery catch up with what other processes have written.
@@ -242,9 +279,10 @@ class Pipeline:
         Nobody may be waiting any more. An engine that is stuck is left behind.
         """
         await self._encoder.close()
-        for ranker in (self._ranker, self._slow_ranker, self._whole):
-            await ranker.close()
+        for rankers in self._rankers.values():
+            await rankers.close()
         self._states.close()
+        self._thumbnails.close()
         for gallery in self.galleries.values() if galleries else ():
             gallery.close()
 
@@ -255,18 +293,23 @@ class Pipeline:
                 snapshot = await self._states.reach(name, question.min_generation, until=until)
             else:
                 snapshot = self._states.at(name, question.generation)
-            return plan(sought, question, snapshot, threshold=self.threshold, most_hits=self.limits.top_k)
+            return await self._planned(sought, question, snapshot)
         except ReidError as error:
             return error
+
+    async def _planned(self, sought: Sought, question: Question, snapshot: Snapshot) -> Plan:
+        work = partial(plan, sought, question, snapshot, threshold=self.threshold, most_hits=self.limits.top_k)
+        return await self._states.ask(snapshot, work)
 
     async def _answers(self, plans: Sequence[Plan], stages: Stages) -> list[Answer | ReidError]:
         encoded = await self._encoded(plans, stages)
         queries = [one.query(mine) for one, mine in zip(plans, encoded, strict=True)]
         with stages.measure("search"):
-            ranking = [self._ranked(query) for query in queries if isinstance(query, Query)]
+            asked = [query for query in queries if isinstance(query, Query)]
+            ranking = [self._rankers[query.snapshot.in_memory].rank(query) for query in asked]
             ranked = await settled(ranking)
         found = iter(ranked)
-        self._tell(stages)
+        self._tell(stages, answered=bool(ranking))
         return [
             query if isinstance(query, ReidError) else one.answer(next(found), mine, stages)
             for query, one, mine in zip(queries, plans, encoded, strict=True)
@@ -278,13 +321,18 @@ class Pipeline:
         encoded = iter(await self._encoder.encode(images, stages) if images else ())
         return [list(islice(encoded, len(one.images))) for one in plans]
 
-    def _ranked(self, query: Query) -> "asyncio.Future[Found]":
-        slow = query.shortlist is not None or query.group_by_pid
-        return (self._slow_ranker if slow else self._ranker).submit(query)
-
-    def _tell(self, stages: Stages) -> None:
+    def _tell(self, stages: Stages, *, answered: bool) -> None:
         for name, seconds in stages.seconds.items():
-            self._telemetry.stage(name, seconds)
+            self._recent.stage(name, seconds)
+        if answered:
+            self._recent.answered(stages.total)
+
+
+def _kept(snapshot: Snapshot, entry_id: str) -> Kept:
+    row, entry = snapshot.row(entry_id), snapshot.find(entry_id)
+    if entry is None:
+        raise EntryNotFoundError(f"the gallery has no entry {entry_id!r}")
+    return Kept(row, entry, snapshot.vector(row))
 
 
 @asynccontextmanager

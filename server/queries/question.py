@@ -106,6 +106,21 @@ class Answer:
     batch_size: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """An entry as a gallery keeps it.
+
+    Attributes:
+        row: its row.
+        entry: what it is.
+        embedding: float32 (dim,).
+    """
+
+    row: int
+    entry: Entry
+    embedding: Embedding
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """Entries of one state of a gallery, in row order.

@@ -9,11 +9,10 @@ from itertools import islice
 import numpy as np
 
 from reidserve.embed import Embedding, Embeddings
-from reidserve.errors import QueryError
-from reidserve.index import Filter, Hit, Ranking, Snapshot
+from reidserve.errors import QueryError, ReidError
+from reidserve.index import MAX_TOP_K, Filter, Hit, Ranking, Snapshot
 from reidserve.index.rerank import Reranking, rerank
 from reidserve.index.search.ranking import NO_ROW, Rows
-from reidserve.index.search.snapshot import MAX_TOP_K
 
 MAX_SHORTLIST = 1000
 MAX_NEIGHBOURS = 1000
@@ -89,19 +88,23 @@ class Found:
     best: float | None
 
 
-def rank_together(queries: Sequence[Query]) -> list[Found]:
-    """What each query finds, which does not depend on its company.
+def rank_together(queries: Sequence[Query]) -> list[Found | ReidError]:
+    """What each query finds, or why it finds nothing, which does not depend on its company.
 
     Queries of one snapshot, depth and filter share one pass over the embeddings; others would pay for the largest
     depth, and no two filters let the same rows through. Where a query groups by identity and finds too few of them,
     it is ranked deeper, alone.
     """
-    answers: dict[int, Found] = {}
+    answers: dict[int, Found | ReidError] = {}
     for group in _groups(queries):
         one = group.first
-        ranking = one.snapshot.search(group.embeddings, top_k=one.depth, where=one.where, left_out=group.left_out)
-        for place, hits, rows in zip(group.places, one.snapshot.hits(ranking), ranking.rows, strict=True):
-            answers[place] = _found(queries[place], hits, rows)
+        try:
+            ranking = one.snapshot.search(group.embeddings, top_k=one.depth, where=one.where, left_out=group.left_out)
+            for place, hits, rows in zip(group.places, one.snapshot.hits(ranking), ranking.rows, strict=True):
+                answers[place] = _found(queries[place], hits, rows)
+        except ReidError as error:
+            # The gallery's own: others that were asked for at once are answered.
+            answers |= dict.fromkeys(group.places, error)
     return [answers[place] for place in range(len(queries))]
 
 
@@ -166,7 +169,7 @@ def _again(query: Query, hits: Sequence[Hit], rows: Rows) -> Sequence[Hit]:
     """The hits of a shortlist, ordered by distance; what is equally far stays by score and row."""
     if query.shortlist is None or not hits:
         return hits
-    vectors = np.stack([query.snapshot.vector(row) for row in rows[: len(hits)].tolist()])
+    vectors = query.snapshot.vectors(rows[: len(hits)].tolist())
     distances = rerank(query.embedding[np.newaxis], vectors, query.shortlist.how)[0]
     order = np.argsort(distances, kind="stable")
     return [replace(hits[place], reranked_distance=float(distances[place])) for place in order.tolist()]

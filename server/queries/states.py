@@ -1,13 +1,13 @@
 """The states of galleries that may be asked for: the newest of each, those that are kept, and those to come."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
 from reidserve.embed.cores import cores
-from reidserve.errors import GalleryNotFoundError, GenerationGoneError, OverloadedError
+from reidserve.errors import BackendUnavailableError, GalleryNotFoundError, GenerationGoneError, OverloadedError
 from reidserve.index import Gallery, Snapshot
 from reidserve.server.queries.pins import Pins
 from reidserve.server.queries.question import Listing
@@ -17,6 +17,7 @@ WAIT_SECONDS = 10.0
 
 MOST_WAITING = 256
 
+_ASKING = 8
 _POLL_SECONDS = 0.02
 
 _Result = TypeVar("_Result")
@@ -27,12 +28,18 @@ class States:
 
     Attributes:
         pins: what was listed or asked for by its number.
+        away: the names of galleries whose server did not answer when they were last refreshed.
     """
 
     def __init__(self, galleries: Mapping[str, Gallery], pins: Pins) -> None:
         self.pins = pins
+        self.away: Set[str] = frozenset()
         self._galleries = galleries
-        self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="states")
+        self._threads = {
+            True: ThreadPoolExecutor(cores(), thread_name_prefix="states"),
+            # These wait for other servers, and nobody else for them.
+            False: ThreadPoolExecutor(_ASKING, thread_name_prefix="remote states"),
+        }
         self._waiting = 0
 
     def resolve(self, name: str) -> str:
@@ -74,7 +81,7 @@ class States:
         try:
             async with asyncio.timeout_at(until):
                 while True:
-                    await self._run(gallery.refresh)
+                    await self._run(gallery.snapshot, gallery.refresh)
                     if gallery.snapshot.generation >= generation:
                         return gallery.snapshot
                     await asyncio.sleep(_POLL_SECONDS)
@@ -94,27 +101,36 @@ class States:
         """
         name = self.resolve(name)
         snapshot = self.at(name, generation)
-        found = await self._run(lambda: list(islice(snapshot.listed(after=after), most + 1)))
+        found = await self._run(snapshot, lambda: list(islice(snapshot.listed(after=after), most + 1)))
         self.pins.keep(name, snapshot)
         return Listing(found[:most], snapshot.generation, more=len(found) > most)
+
+    async def ask(self, snapshot: Snapshot, work: Callable[[], _Result]) -> _Result:
+        """What `work` reads of a state: at once where that is in memory, on a thread where it asks another process."""
+        return work() if snapshot.in_memory else await self._run(snapshot, work)
 
     async def refresh(self) -> None:
         """Let go of states that nobody asks for, and let every gallery catch up with what others have written.
 
         Raises:
             GalleryError: a gallery is damaged; its last good state goes on being served, and the others are fresh.
+            BackendUnavailableError: the server of one is away; the others are fresh.
         """
         self.pins.drop_old()
         results = await asyncio.gather(
-            *(self._run(gallery.refresh) for gallery in self._galleries.values()), return_exceptions=True
+            *(self._run(gallery.snapshot, gallery.refresh) for gallery in self._galleries.values()),
+            return_exceptions=True,
         )
+        gone = (isinstance(result, BackendUnavailableError) for result in results)
+        self.away = {name for name, is_gone in zip(self._galleries, gone, strict=True) if is_gone}
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
     def close(self) -> None:
         """Stop the threads."""
-        self._threads.shutdown()
+        for threads in self._threads.values():
+            threads.shutdown()
 
-    async def _run(self, work: Callable[[], _Result]) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def _run(self, snapshot: Snapshot, work: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads[snapshot.in_memory], work)

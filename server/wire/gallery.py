@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 
+from reidserve.embed import THUMBNAIL_TYPE
 from reidserve.errors import QueryError
 from reidserve.index import Snapshot
 from reidserve.index.search.ranking import NO_ROW
 from reidserve.proto.reid.v1 import reid_pb2
 from reidserve.server.call import Call
 from reidserve.server.deployment import Served
-from reidserve.server.wire.messages import entry_message, page_token, read_page_token, set_generation
+from reidserve.server.wire.messages import entry_message, page_token, read_filter, read_page_token, set_generation
 from reidserve.server.wire.methods import GALLERY_SERVICE, Method
 
 DEFAULT_PAGE, LARGEST_PAGE = 1000, 10_000
+FILTERED = 10_000
+"""How many entries are looked at for a page of those that a filter lets through."""
 
 _PAGE_BYTES = 2**20  # of entries: with a last one that is large, a page fits the 4 MiB that gRPC's clients take
 
@@ -31,14 +34,19 @@ async def _list_galleries(
 
 
 async def _get_entry(served: Served, request: reid_pb2.GetEntryRequest, call: Call) -> reid_pb2.GetEntryResponse:
-    _, snapshot = served.pipeline.gallery(request.gallery, set_generation(request))
-    row, entry = snapshot.row(request.entry_id), snapshot.find(request.entry_id)
-    assert entry is not None, "a snapshot never changes"
+    kept, generation = await served.pipeline.entry(request.gallery, set_generation(request), request.entry_id)
     return reid_pb2.GetEntryResponse(
-        entry=entry_message(row, entry),
-        embedding=snapshot.vector(row).astype("<f4").tobytes() if request.with_embedding else b"",
-        generation=snapshot.generation,
+        entry=entry_message(kept.row, kept.entry),
+        embedding=kept.embedding.astype("<f4").tobytes() if request.with_embedding else b"",
+        generation=generation,
     )
+
+
+async def _get_thumbnail(
+    served: Served, request: reid_pb2.GetThumbnailRequest, call: Call
+) -> reid_pb2.GetThumbnailResponse:
+    image = await served.pipeline.thumbnail(request.gallery, request.entry_id)
+    return reid_pb2.GetThumbnailResponse(image=image, content_type=THUMBNAIL_TYPE)
 
 
 async def _list_entries(
@@ -54,17 +62,22 @@ async def _list_entries(
         if generation not in (None, of):
             raise QueryError(f"page_token is of generation {of}, and generation {generation} was asked for")
         generation = of
-    listing = await served.pipeline.entries(request.gallery, generation, after=after, most=most)
+    where = read_filter(request.filter) if request.HasField("filter") else None
+    looked = most if where is None else FILTERED
+    listing = await served.pipeline.entries(request.gallery, generation, after=after, most=looked)
     response = reid_pb2.ListEntriesResponse(generation=listing.generation)
     size = 0
     for row, entry in listing.entries:
+        after = row
+        if where is not None and not where.accepts(entry):
+            continue
         message = entry_message(row, entry)
         response.entries.append(message)
         size += message.ByteSize()
-        if size >= _PAGE_BYTES:
+        if size >= _PAGE_BYTES or len(response.entries) == most:
             break
-    if listing.more or len(response.entries) < len(listing.entries):
-        response.next_page_token = page_token(identity, listing.generation, response.entries[-1].row)
+    if listing.more or (listing.entries and after != listing.entries[-1][0]):
+        response.next_page_token = page_token(identity, listing.generation, after)
     return response
 
 
@@ -76,6 +89,11 @@ METHODS: Sequence[Method] = (
     Method(
         *(GALLERY_SERVICE, "ListGalleries", reid_pb2.ListGalleriesRequest, reid_pb2.ListGalleriesResponse),
         *("search", "unary", _list_galleries),
+    ),
+    # Before GetEntry: over HTTP the path of an entry would be that of its thumbnail too.
+    Method(
+        *(GALLERY_SERVICE, "GetThumbnail", reid_pb2.GetThumbnailRequest, reid_pb2.GetThumbnailResponse),
+        *("search", "unary", _get_thumbnail),
     ),
     Method(
         *(GALLERY_SERVICE, "GetEntry", reid_pb2.GetEntryRequest, reid_pb2.GetEntryResponse),

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 import numpy as np
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from reidserve.embed import Embedding
@@ -113,6 +114,13 @@ def model_message(pipeline: Pipeline) -> reid_pb2.Model:
     """The message that says a pipeline's model."""
     embedder = pipeline.embedder
     return reid_pb2.Model(identity=embedder.contract.identity, engine=embedder.engine, unverified=embedder.unverified)
+
+
+def duration_message(seconds: float) -> Duration:
+    """The message that says seconds."""
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
 
 
 def hit_message(hit: Hit) -> reid_pb2.Hit:

@@ -81,7 +81,7 @@ def images_of(request: Message) -> int:
             return sum(entry.HasField("image") for entry in request.entries)
         case reid_pb2.ImportEntriesRequest():
             return int(request.entry.HasField("image"))
-        case reid_pb2.EmbedRequest():
+        case reid_pb2.EmbedRequest() | reid_pb2.PreviewRequest():
             return 1
         case reid_pb2.SearchRequest() | reid_pb2.RankRequest():
             return int(request.HasField("image"))

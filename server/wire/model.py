@@ -8,7 +8,7 @@ from reidserve.embed import Embedder, Flavour, Plan
 from reidserve.proto.reid.v1 import reid_pb2
 from reidserve.server.call import Call
 from reidserve.server.deployment import Served
-from reidserve.server.wire.messages import model_message
+from reidserve.server.wire.messages import duration_message, model_message
 from reidserve.server.wire.methods import MODEL_SERVICE, Method
 
 Reload = Callable[[Served, reid_pb2.ReloadRequest, Call], Awaitable[reid_pb2.ReloadResponse]]
@@ -20,6 +20,10 @@ def methods(reload: Reload) -> Sequence[Method]:
         Method(
             *(MODEL_SERVICE, "GetModel", reid_pb2.GetModelRequest, reid_pb2.GetModelResponse),
             *("search", "unary", _get_model),
+        ),
+        Method(
+            *(MODEL_SERVICE, "GetLive", reid_pb2.GetLiveRequest, reid_pb2.GetLiveResponse),
+            *("search", "unary", _get_live),
         ),
         Method(MODEL_SERVICE, "Reload", reid_pb2.ReloadRequest, reid_pb2.ReloadResponse, "admin", "unary", reload),
     )
@@ -37,6 +41,22 @@ async def _get_model(served: Served, request: reid_pb2.GetModelRequest, call: Ca
         threshold=served.pipeline.threshold,
         parity_json=parity_of(embedder),
         reloads=served.reloads,
+    )
+
+
+async def _get_live(served: Served, request: reid_pb2.GetLiveRequest, call: Call) -> reid_pb2.GetLiveResponse:
+    pipeline = served.pipeline
+    figures = pipeline.figures
+    return reid_pb2.GetLiveResponse(
+        window=figures.window,
+        calls_per_second=figures.calls,
+        rejected_per_second=figures.rejected,
+        images_per_second=figures.images,
+        batch_size=figures.batch_size,
+        latency_p50=None if figures.p50 is None else duration_message(figures.p50),
+        latency_p99=None if figures.p99 is None else duration_message(figures.p99),
+        in_flight=pipeline.in_flight,
+        waiting=pipeline.waiting,
     )
 
 

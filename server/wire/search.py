@@ -2,8 +2,6 @@
 
 from collections.abc import AsyncGenerator, Sequence
 
-from google.protobuf.duration_pb2 import Duration
-
 from reidserve.errors import QueryError, ReidError
 from reidserve.index import Filter
 from reidserve.proto.reid.v1 import reid_pb2
@@ -12,6 +10,7 @@ from reidserve.server.deployment import Served
 from reidserve.server.queries.pipeline import Pipeline
 from reidserve.server.queries.question import Answer, Question, Sought, Stages
 from reidserve.server.wire.messages import (
+    duration_message,
     hit_message,
     model_message,
     read_embedding,
@@ -78,6 +77,10 @@ async def _embed(served: Served, request: reid_pb2.EmbedRequest, call: Call) -> 
     )
 
 
+async def _preview(served: Served, request: reid_pb2.PreviewRequest, call: Call) -> reid_pb2.PreviewResponse:
+    return reid_pb2.PreviewResponse(png=await served.pipeline.preview(request.image, deadline=call.deadline))
+
+
 METHODS: Sequence[Method] = (
     Method(SERVICE, "Search", reid_pb2.SearchRequest, reid_pb2.SearchResponse, "search", "unary", _search),
     Method(
@@ -86,6 +89,7 @@ METHODS: Sequence[Method] = (
     ),
     Method(SERVICE, "Rank", reid_pb2.RankRequest, reid_pb2.RankResponse, "search", "stream", _rank),
     Method(SERVICE, "Embed", reid_pb2.EmbedRequest, reid_pb2.EmbedResponse, "search", "unary", _embed),
+    Method(SERVICE, "Preview", reid_pb2.PreviewRequest, reid_pb2.PreviewResponse, "search", "unary", _preview),
 )
 
 
@@ -147,12 +151,6 @@ def _response(answer: Answer, pipeline: Pipeline) -> reid_pb2.SearchResponse:
 
 def _timings(stages: Stages) -> reid_pb2.Timings:
     return reid_pb2.Timings(
-        total=_duration(stages.total),
-        **{stage: _duration(seconds) for stage, seconds in stages.seconds.items()},
+        total=duration_message(stages.total),
+        **{stage: duration_message(seconds) for stage, seconds in stages.seconds.items()},
     )
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
-    return duration

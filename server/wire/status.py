@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from reidserve.errors import (
+    BackendUnavailableError,
     DeadlineError,
     EngineStuckError,
     EntryError,
@@ -35,6 +36,8 @@ from reidserve.errors import (
     ReceiptError,
     ReidError,
     ReloadError,
+    RemainsError,
+    ThumbnailNotFoundError,
     UnauthenticatedError,
 )
 from reidserve.proto.reid.v1 import reid_pb2
@@ -44,12 +47,15 @@ DOMAIN = "reidserve"
 LONGEST_MESSAGE = 500
 """Bytes of UTF-8: a message travels twice in the trailers, which hold 8 KiB, and once with three characters a byte."""
 
+AWAY = "another server that this one needs, of the gallery or of the model, is away or late: try again"
+
 DETAILS_KEY = "grpc-status-details-bin"
 
 # The nearest class decides; what has none is our fault.
 _TABLE: Mapping[type[Exception], grpc.StatusCode] = {
     EntryNotFoundError: grpc.StatusCode.NOT_FOUND,
     GalleryNotFoundError: grpc.StatusCode.NOT_FOUND,
+    ThumbnailNotFoundError: grpc.StatusCode.NOT_FOUND,
     GenerationGoneError: grpc.StatusCode.FAILED_PRECONDITION,
     IncompleteRankingError: grpc.StatusCode.FAILED_PRECONDITION,
     NoThresholdError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -72,7 +78,9 @@ _TABLE: Mapping[type[Exception], grpc.StatusCode] = {
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     ReaderStalledError: grpc.StatusCode.DEADLINE_EXCEEDED,
     GalleryBehindError: grpc.StatusCode.UNAVAILABLE,
+    RemainsError: grpc.StatusCode.UNAVAILABLE,
     EngineStuckError: grpc.StatusCode.UNAVAILABLE,
+    BackendUnavailableError: grpc.StatusCode.UNAVAILABLE,
     NotServingError: grpc.StatusCode.UNAVAILABLE,
 }
 
@@ -83,6 +91,9 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
     reason = error.reason if isinstance(error, ReidError) else "INTERNAL"
     if isinstance(error, DecodeError):
         return code, "REQUEST_INVALID", "the request is no message of reid.v1"
+    if isinstance(error, BackendUnavailableError):
+        # Where that is, is nothing to a caller.
+        return code, reason, AWAY
     if code is grpc.StatusCode.INTERNAL:
         return code, reason, "internal error; the server's log says more"
     # Cut between characters, and without half ones of file names.
@@ -104,7 +115,7 @@ async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Exceptio
     code, reason, message = status_of(error)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={"request_id": request_id})
     details = [_packed(info)]
-    if isinstance(error, OverloadedError):
+    if isinstance(error, ReidError) and error.retry_after is not None:
         seconds, rest = divmod(round(error.retry_after * 1e9), 10**9)
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=seconds, nanos=rest))))
     number, _ = code.value

@@ -65,6 +65,8 @@ async def _delete(
             written = await writer.delete(None, call, where=where)
         else:
             written = await writer.delete(request.entry_ids, call)
+        if request.erase:
+            await writer.erase(call)
         return reid_pb2.BatchDeleteEntriesResponse(generation=written.generation, deleted=written.changed)
 
     return await _once(writer, request, call, reid_pb2.BatchDeleteEntriesResponse, write)

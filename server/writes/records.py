@@ -1,16 +1,17 @@
 """Records: what is to be written for entries that came as images or as embeddings."""
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
-from reidserve.embed import Embedding, off_unit
+from reidserve.embed import Embedding, off_unit, shrink
 from reidserve.errors import EmbeddingError, EntryError, ImageError, ReidError
 from reidserve.index import Record
-from reidserve.index.storage.store import open_store
+from reidserve.index.seam import Rows
 from reidserve.server.writes.entries import NewEntry
 
 _OWN = (EntryError, ImageError, EmbeddingError)
@@ -30,11 +31,16 @@ class Embed(Protocol):
 
 
 class Records:
-    """Makes records for one gallery; an image whose content it holds, under whatever id, is not embedded again."""
+    """Makes records for one gallery; an image whose content it holds, under whatever id, is not embedded again.
 
-    def __init__(self, folder: Path, embed: Embed) -> None:
+    With `thumbnails` a record of an image has one.
+    """
+
+    def __init__(self, reader: Rows, embed: Embed, *, thumbnails: bool = False) -> None:
+        """Make records with what `reader` finds, which closes with this."""
         self._embed = embed
-        self._reader = open_store(folder)
+        self._thumbnails = thumbnails
+        self._reader = reader
         self._dim = self._reader.origin.dim
 
     async def make(
@@ -61,10 +67,15 @@ class Records:
         for answer in answers.values():
             if isinstance(answer, ReidError) and not isinstance(answer, _OWN):
                 raise answer
-        return [
+        records = [
             self._record(new, content, answers[content] if isinstance(new.content, bytes) else new.content)
             for new, content in zip(entries, contents, strict=True)
         ]
+        if not self._thumbnails:
+            return records
+        return await asyncio.to_thread(
+            lambda: [_shown(new, record) for new, record in zip(entries, records, strict=True)]
+        )
 
     def close(self) -> None:
         """Close the reader."""
@@ -85,6 +96,16 @@ class Records:
         if wrong := off_unit(vector[np.newaxis]):
             return EntryError(f"{name}: expected an embedding of unit length (L2-normalise it), got {wrong[0][1]:g}")
         return Record(new.entry, content, vector)
+
+
+def _shown(new: NewEntry, record: Record | ReidError) -> Record | ReidError:
+    """A record with its thumbnail, where it is of an image."""
+    if isinstance(record, ReidError) or not isinstance(new.content, bytes):
+        return record
+    try:
+        return replace(record, thumbnail=shrink(new.content))
+    except ImageError as error:
+        return type(error)(f"entry {new.entry.id!r}: {error}")
 
 
 def _sha256(content: bytes | Embedding) -> bytes:

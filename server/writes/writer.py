@@ -8,10 +8,19 @@ from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from reidserve.errors import EntryNotFoundError, GalleryBehindError, OverloadedError, ReadOnlyError, ReidError
-from reidserve.index import Entry, Filter, Gallery, Record, Snapshot, Written
+from reidserve.errors import (
+    BackendUnavailableError,
+    EntryNotFoundError,
+    GalleryBehindError,
+    GalleryLockedError,
+    OverloadedError,
+    ReadOnlyError,
+    ReidError,
+)
+from reidserve.index import Entry, Filter, Gallery, Record, Written
 from reidserve.server.call import Call
 from reidserve.server.guard.audit import Audit, Fact
+from reidserve.server.settings import gallery_name
 from reidserve.server.writes.entries import Acknowledged, Change, Fault, NewEntry, Numbered, Updated
 from reidserve.server.writes.pieces import pieces_of
 from reidserve.server.writes.receipts import Receipts
@@ -49,15 +58,16 @@ class Writer:
         *,
         name: str | None = None,
         snapshots: Path | None = None,
+        thumbnails: bool = False,
         audit: Audit | None = None,
         receipts: Receipts | None = None,
         turn: "threading.Lock | None" = None,
     ) -> None:
         self.gallery = gallery
-        self.name = gallery.folder.absolute().name.removesuffix(".gallery") if name is None else name
+        self.name = gallery_name(gallery.place) if name is None else name
         self.receipts = Receipts() if receipts is None else receipts
         self.turn = threading.Lock() if turn is None else turn
-        self._records = Records(gallery.folder, embed)
+        self._records = Records(gallery.rows(), embed, thumbnails=thumbnails)
         self._snapshots = snapshots
         self._audit = Audit() if audit is None else audit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -73,11 +83,12 @@ class Writer:
             GalleryFullError: there is no room for them in the memory that was allowed.
             OverloadedError: too many entries wait to be written.
             GalleryError: the disk failed; nothing was written.
+            ReadOnlyError: another server writes to the gallery by now.
+            BackendUnavailableError: what holds the gallery is away; some of it may have been written.
         """
         with self._admitted(len(entries)):
             records = _all(await self._records.make(entries, run=self._run, deadline=call.deadline))
-            written, _ = await self._write("upsert", call, lambda: self.gallery.upsert(records), entries=len(records))
-            return written
+            return await self._write("upsert", call, lambda: self.gallery.upsert(records), entries=len(records))
 
     async def update(self, change: Change, call: Call) -> Updated:
         """Say something else of an entry; its embedding stays.
@@ -93,12 +104,15 @@ class Writer:
             if entry is None:
                 raise EntryNotFoundError(f"the gallery has no entry {change.entry_id!r}")
             updated.append(change.applied(entry))
-            return self.gallery.update(updated)
+            written = self.gallery.update(updated)
+            rows.append(self.gallery.snapshot.row(change.entry_id))
+            return written
 
         updated: list[Entry] = []
+        rows: list[int] = []
         with self._admitted(1):
-            written, snapshot = await self._write("update", call, write, entry_id=change.entry_id)
-        return Updated(snapshot.row(change.entry_id), updated[0], written.generation)
+            written = await self._write("update", call, write, entry_id=change.entry_id)
+        return Updated(rows[0], updated[0], written.generation)
 
     async def delete(self, ids: Sequence[str] | None, call: Call, *, where: Filter | None = None) -> Written:
         """Remove the entries of these ids, or those that a filter accepts, all or none.
@@ -107,8 +121,24 @@ class Writer:
             OverloadedError, GalleryError: as in `upsert`.
         """
         with self._admitted(1):
-            written, _ = await self._write("delete", call, lambda: self.gallery.delete(ids, where=where))
-            return written
+            return await self._write("delete", call, lambda: self.gallery.delete(ids, where=where))
+
+    async def erase(self, call: Call) -> bool:
+        """Clear the gallery's files of every byte of what was removed; returns whether there was any.
+
+        Raises:
+            RemainsError: bytes of it are left, because the gallery is being read.
+            GalleryError: the disk failed.
+        """
+
+        def work() -> bool:
+            with self.turn:
+                erased = self.gallery.erase()
+            if erased:
+                self._audit.record(call, "erase", self.name, erased=True)
+            return erased
+
+        return await self._run(work)
 
     async def import_(self, stream: AsyncIterator[Numbered], call: Call) -> AsyncGenerator[Acknowledged]:
         """Write a stream of entries, piece by piece; what cannot be written is told and left out.
@@ -134,17 +164,22 @@ class Writer:
         """Copy the gallery, as it stands, into the folder for snapshots; searches and writes go on meanwhile.
 
         Raises:
-            ReadOnlyError: there is no folder for snapshots.
+            ReadOnlyError: there is no folder for snapshots, or the gallery is no folder.
             QueryError, OutputExistsError: the name may not be, or is taken.
             GalleryError: the copy could not be written; nothing is left of it.
         """
-        folder = self._snapshots
+        folder, place = self._snapshots, self.gallery.place
         if folder is None:
             raise ReadOnlyError("this server was given no folder for snapshots")
+        if not isinstance(place, Path):
+            raise ReadOnlyError(
+                f"gallery {self.name!r} is in Milvus, which has backups of its own (milvus-backup); reid-index copy "
+                "writes it into a folder"
+            )
         check_name(folder, name)
 
         def copy() -> Copy:
-            made = copy_gallery(self.gallery.folder, folder, gallery=self.name, name=name)
+            made = copy_gallery(place, folder, gallery=self.name, name=name)
             self._audit.record(call, "snapshot", self.name, snapshot=made.name, generation=made.generation)
             return made
 
@@ -172,7 +207,7 @@ class Writer:
         faults = [Fault(one.sequence, one.entry_id, found) for one, found in results if isinstance(found, ReidError)]
         records = [found for _, found in results if isinstance(found, Record)]
         last = piece[-1].sequence
-        written, _ = await self._write(
+        written = await self._write(
             "import", call, lambda: self.gallery.upsert(records), entries=len(records), last_sequence=last
         )
         return Acknowledged(last, written.generation, written.changed, faults)
@@ -185,20 +220,24 @@ class Writer:
             except OverloadedError as error:
                 await asyncio.sleep(error.retry_after)
 
-    async def _write(
-        self, what: str, call: Call, write: Callable[[], Written], **facts: Fact
-    ) -> tuple[Written, Snapshot]:
+    async def _write(self, what: str, call: Call, write: Callable[[], Written], **facts: Fact) -> Written:
         """Write on the thread; what is durable is recorded, whether anybody still waits for it or not."""
 
-        def work() -> tuple[Written, Snapshot]:
+        def work() -> Written:
             try:
                 with self.turn:
-                    written, snapshot = write(), self.gallery.snapshot
-            except GalleryBehindError:
+                    written = write()
+            except GalleryLockedError as error:
+                raise ReadOnlyError(
+                    f"gallery {self.name!r} is written to by another server by now: send writes there, or start this "
+                    "one again"
+                ) from error
+            except (GalleryBehindError, BackendUnavailableError):
+                # It is on the disk, or may have come to be where the gallery is.
                 self._audit.record(call, what, self.name, **facts)
                 raise
             self._audit.record(call, what, self.name, **facts, changed=written.changed, generation=written.generation)
-            return written, snapshot
+            return written
 
         return await self._run(work)
 
