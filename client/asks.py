@@ -158,7 +158,9 @@ def upsert(new: Iterable[NewEntry], *, gallery: str, request_id: str) -> Ask[Wri
     )
 
 
-def delete(ids: Collection[str], where: Filter | None, *, gallery: str, request_id: str) -> Ask[Deleted]:
+def delete(
+    ids: Collection[str], where: Filter | None, *, erase: bool = False, gallery: str, request_id: str
+) -> Ask[Deleted]:
     """BatchDeleteEntries."""
     return Ask(
         "/reid.v1.GalleryService/BatchDeleteEntries",
@@ -167,6 +169,7 @@ def delete(ids: Collection[str], where: Filter | None, *, gallery: str, request_
             gallery=gallery,
             entry_ids=ids,
             filter=said(where),
+            erase=erase,
             request_id=request_id or _new_id(),
         ),
         reid_pb2.BatchDeleteEntriesResponse,

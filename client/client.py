@@ -193,12 +193,16 @@ class Client:
         ids: Collection[str] = (),
         *,
         where: Filter | None = None,
+        erase: bool = False,
         gallery: str = "",
         request_id: str = "",
         timeout: float | None = None,
     ) -> Deleted:
-        """Remove the entries of these ids, or all that `where` accepts; an id that is not there is no error."""
-        return self._ask(asks.delete(ids, where, gallery=gallery, request_id=request_id), timeout)
+        """Remove the entries of these ids, or all that `where` accepts; an id that is not there is no error.
+
+        With `erase` it is answered when no byte of them is left in the gallery's files either.
+        """
+        return self._ask(asks.delete(ids, where, erase=erase, gallery=gallery, request_id=request_id), timeout)
 
     def update(
         self,

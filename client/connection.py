@@ -97,6 +97,8 @@ class Connection:
             # A server that was started again is found within seconds; gRPC would wait for up to two minutes.
             ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MILLISECONDS),
             ("grpc.max_reconnect_backoff_ms", _LONGEST_RECONNECT_MILLISECONDS),
+            # A name that stands for several servers: each call goes to the next; the first would get all of them.
+            ("grpc.lb_policy_name", "round_robin"),
         ]
         if is_loopback(self.target):
             # What http_proxy names cannot reach this machine's loopback, and would get the key.

@@ -94,9 +94,9 @@ def hinting() -> Iterator[None]:
         raise GalleryLockedError(f"{error}; where that is reid-serve, let it do this: --server HOST:PORT") from error
 
 
-def name_on_server(gallery: Path) -> str:
-    """The name by which a server knows a gallery's folder; a name alone is one too."""
-    return gallery.name.removesuffix(".gallery")
+def name_on_server(gallery: str) -> str:
+    """The name by which a server knows a gallery's folder or URL; a name alone is one too."""
+    return Path(gallery).name.removesuffix(".gallery")
 
 
 def asked(where: "Condition | None") -> "Filter | None":

@@ -74,6 +74,30 @@ def _read_size(_: type, tokens: Sequence[Token]) -> int:
         raise ValueError(str(error)) from error
 
 
+_AGE = re.compile(r"([0-9]{1,6}) *([hdw])")
+_AGE_SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def read_age(text: str) -> int:
+    """The seconds that a text such as 30d, 12h or 8w means.
+
+    Raises:
+        UsageError: it is no such text.
+    """
+    found = _AGE.fullmatch(text.strip().lower())
+    if found is None:
+        raise UsageError(f"expected an age such as 30d, 12h or 8w, got {text[:40]!r}")
+    return int(found[1]) * _AGE_SECONDS[found[2]]
+
+
+def _read_age(_: type, tokens: Sequence[Token]) -> int:
+    try:
+        return read_age(tokens[0].value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+Age = Annotated[int | None, Parameter(converter=_read_age, show_default=False)]
 Size = Annotated[int, Parameter(converter=_read_size)]
 Memory = Annotated[
     int | None,

@@ -8,6 +8,7 @@ from cyclopts import Group, Parameter
 
 from reidserve.commands.console import (
     FAILED,
+    Age,
     Device,
     Index,
     IndexDevice,
@@ -24,6 +25,7 @@ from reidserve.commands.console import (
     warn_lines,
 )
 from reidserve.commands.keys import app as keys_app
+from reidserve.commands.place import read_model, read_place, split_places
 from reidserve.commands.sources import Sources
 
 if TYPE_CHECKING:
@@ -55,8 +57,8 @@ _Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 @app.default
 def serve(  # the settings in one list, as --help shows them
     *,
-    gallery: Annotated[list[Path], Parameter(negative=""), _served],
-    model: Annotated[Path, _served] = Path("model"),
+    gallery: Annotated[list[str], Parameter(negative="", env_var_split=split_places), _served],
+    model: Annotated[str, _served] = "model",
     precision: Annotated[Precision, _served] = "fp32",
     device: Annotated[Device, _served] = "cpu",
     threshold: Annotated[_Folder, _served] = None,
@@ -65,6 +67,9 @@ def serve(  # the settings in one list, as --help shows them
     max_memory: Annotated[Memory, _served] = None,
     read_only: Annotated[_Switch, _changes] = False,
     snapshots: Annotated[_Folder, _changes] = None,
+    thumbnails: Annotated[_Switch, _changes] = False,
+    sources_root: Annotated[_Folder, _changes] = None,
+    retain: Annotated[Age, _changes] = None,
     models_root: Annotated[_Folder, _changes] = None,
     galleries_root: Annotated[_Folder, _changes] = None,
     listen: Annotated[str, _where] = "127.0.0.1:50051",
@@ -102,11 +107,17 @@ def serve(  # the settings in one list, as --help shows them
     environment before the file, the file before the default. A name that is no setting is refused.
 
     Args:
-        gallery: A gallery's folder; may be given several times, names are the folders' without .gallery.
-        model: The artifact that the galleries were built with.
+        gallery: A gallery's folder, or milvus://HOST:PORT/NAME where Milvus holds it; may be given several times. Its
+            name is the folder's without .gallery, or NAME.
+        model: The artifact that the galleries were built with; or triton://host:8001/name, where another server
+            computes it over the Open Inference Protocol v2, with ?contract=FOLDER where that tells no contract.
         threshold: A file with the model's calibrated threshold; searches are then told whether they found a match.
         read_only: Only read the galleries; what other processes write to them is served within about a second.
         snapshots: The folder that CreateSnapshot writes copies of galleries into; without it, it may not.
+        thumbnails: Keep small pictures of the images that are written, in their gallery; they are personal data where
+            the images are.
+        sources_root: The folder below which lie images that may be shown, small, of entries without a thumbnail.
+        retain: Remove entries that are older than this, such as 30d or 12h, once an hour, to the last byte.
         models_root: The folder below which Reload finds models; without it, it only reads --model again.
         galleries_root: The folder below which Reload finds galleries; without it, they stay.
         listen: Host and port of gRPC; port 0 takes a free one, which the ready line names.
@@ -144,8 +155,8 @@ def serve(  # the settings in one list, as --help shows them
     from reidserve.server.telemetry.logs import start_logs
 
     settings = Settings(
-        model=model,
-        galleries=tuple(gallery),
+        model=read_model(model),
+        galleries=tuple(map(read_place, gallery)),
         precision=precision,
         device=device,
         threshold=threshold,
@@ -154,6 +165,9 @@ def serve(  # the settings in one list, as --help shows them
         max_memory=max_memory,
         read_only=read_only,
         snapshots=snapshots,
+        thumbnails=thumbnails,
+        sources_root=sources_root,
+        retain=retain,
         models_root=models_root,
         galleries_root=galleries_root,
         listen=listen,
@@ -228,8 +242,10 @@ def _shown(settings: "Settings") -> dict[str, object]:
         value = getattr(settings, field.name)
         if isinstance(value, Path):
             value = path_to_text(value)
+        elif field.name == "model":
+            value = str(value)
         elif isinstance(value, tuple):
-            value = [path_to_text(folder) for folder in value]
+            value = [path_to_text(place) if isinstance(place, Path) else str(place) for place in value]
         elif field.name == "otlp" and value is not None:
             value = without_secrets(value)
         shown["gallery" if field.name == "galleries" else field.name.replace("_", "-")] = value
@@ -258,9 +274,10 @@ def _tell(ready: "Ready", settings: "Settings", *, json: bool) -> None:
             }
         )
         return
+    model = path_to_text(settings.model) if isinstance(settings.model, Path) else str(settings.model)
     facts = {
         "listening": ready.address if ready.http is None else f"{ready.address}, HTTP at {ready.http}",
-        "model": f"{path_to_text(settings.model)} {embedder.contract.identity[:12]} on {embedder.engine}"
+        "model": f"{model} {embedder.contract.identity[:12]} on {embedder.engine}"
         f"{' (unverified)' * embedder.unverified}",
         "galleries": ", ".join(
             f"{name} ({count} entries{f', {damaged[name]} damaged left out' * bool(damaged[name])})"

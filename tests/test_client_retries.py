@@ -77,6 +77,7 @@ def unavailable() -> RequestError:
         ("RESOURCE_EXHAUSTED", 2.5, BusyError),
         ("RESOURCE_EXHAUSTED", None, RefusedError),
         ("UNAVAILABLE", None, UnavailableError),
+        ("UNAVAILABLE", 2.5, UnavailableError),
         ("DEADLINE_EXCEEDED", None, TimedOutError),
         ("INTERNAL", None, RequestError),
         ("UNKNOWN", None, RequestError),

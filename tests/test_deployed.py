@@ -12,7 +12,7 @@ from reidserve.embed import Embedder
 from reidserve.errors import EvaluationError
 from reidserve.evaluate import Labelled, Labels, Rule, embed_crops, evaluate
 from reidserve.evaluate.deployed import evaluate_snapshot, needed_depth
-from reidserve.index import Entry, Origin, Record, Snapshot, open_writer, read_snapshot
+from reidserve.index import Entry, FolderSnapshot, Origin, Record, open_writer, read_snapshot
 from reidserve.index.storage.store import create_store
 from tests.conftest import unit_rows
 
@@ -104,7 +104,7 @@ def test_enough_hits_are_asked_for_whatever_is_dropped(problem):
 def test_an_empty_gallery_is_a_clear_answer():
     query = Labelled(np.eye(3, dtype=np.float32), Labels(["1"] * 3, ["c"] * 3, [None] * 3))
     with pytest.raises(EvaluationError, match="the gallery is empty"):
-        evaluate_snapshot(query, Snapshot(generation=0, dim=3))
+        evaluate_snapshot(query, FolderSnapshot(generation=0, dim=3))
 
 
 def test_a_query_does_not_count_for_itself_in_a_gallery_of_its_own_files(

@@ -23,7 +23,7 @@ from tests.conftest import BIN, draw_crop, run_command, start_server, stop_serve
 
 FIRST = "0001_c1s1_000000_00.png"
 COMMANDS = [
-    *("build", "add", "remove", "update", "rebuild", "info", "search", "tune", "verify", "compact"),
+    *("build", "add", "remove", "update", "forget", "rebuild", "info", "search", "tune", "verify", "compact"),
     *("export", "import", "snapshot", "restore"),
 ]
 

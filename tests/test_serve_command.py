@@ -81,8 +81,8 @@ def test_a_flag_goes_before_the_environment_before_the_file_before_the_default(p
     monkeypatch.setenv("REIDSERVE_IMAGES_PER_CALL", "4")
     monkeypatch.setenv("REIDSERVE_REFLECTION", "false")
     told, found = parsed("--images-per-call", "5", "--config", str(file))
-    assert told["gallery"] == [Path("a"), Path("b")]
-    assert told["model"] == Path("of the environment")
+    assert told["gallery"] == ["a", "b"]
+    assert told["model"] == "of the environment"
     assert told["images_per_call"] == 5
     assert (told["max_memory"], told["grace"], told["read_only"]) == (2 * 10**9, 1.5, True)
     assert told["reflection"] is False
@@ -103,14 +103,21 @@ def test_the_environment_may_name_several_galleries_and_the_file(parsed, tmp_pat
     monkeypatch.setenv("REIDSERVE_GALLERY", "a:b")
     monkeypatch.setenv("REIDSERVE_CONFIG", str(tmp_path / "serve.toml"))
     told, found = parsed()
-    assert (told["gallery"], told["listen"]) == ([Path("a"), Path("b")], "127.0.0.1:1")
+    assert (told["gallery"], told["listen"]) == (["a", "b"], "127.0.0.1:1")
     assert found["gallery"] == "REIDSERVE_GALLERY"
+
+
+def test_a_url_among_the_galleries_of_the_environment_keeps_its_colons(parsed, monkeypatch):
+    urls = ["milvus://127.0.0.1:19530/mall", "milvus:///srv/shop.db/shop", "milvus://[::1]:19530/x"]
+    monkeypatch.setenv("REIDSERVE_GALLERY", ":".join(["a", *urls, "/b/c.gallery"]))
+    told, _ = parsed()
+    assert told["gallery"] == ["a", *urls, "/b/c.gallery"]
 
 
 def test_each_setting_is_taken_from_each_source(parsed, tmp_path, monkeypatch):
     """Above all `keys`, which is the name of a command too: a file of keys that is not taken lets anyone in."""
     values = {"precision": "int8", "device": "auto", "index": "flat", "index-device": "gpu", "log-format": "json"}
-    values |= {"log-level": "debug", "max-memory": "1GB", "reflection": "false"}
+    values |= {"log-level": "debug", "max-memory": "1GB", "reflection": "false", "retain": "7d"}
     of_type = {bool: "true", int: "7", float: "0.5"}
     defaults = {flag_of(field.name): field.default for field in dataclasses.fields(Settings)}
     said = {name: values.get(name, of_type.get(type(default), "7")) for name, default in defaults.items()}
@@ -132,7 +139,7 @@ def test_each_setting_is_taken_from_each_source(parsed, tmp_path, monkeypatch):
 def test_flags_for_galleries_take_the_place_of_those_of_the_file(parsed, tmp_path):
     (tmp_path / "serve.toml").write_text('gallery = ["a", "b"]\n')
     told, _ = parsed("--gallery", "c", "--config", str(tmp_path / "serve.toml"))
-    assert told["gallery"] == [Path("c")]
+    assert told["gallery"] == ["c"]
 
 
 @pytest.mark.parametrize(

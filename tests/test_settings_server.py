@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from reidserve.errors import ConfigError
+from reidserve.index import parse_place
 from reidserve.server.settings import Settings, gallery_name, read_address, without_secrets
 
 SERVED = {"model": Path("model"), "galleries": [Path("shop.gallery")]}
@@ -85,6 +86,26 @@ def test_an_address_is_a_host_and_a_port():
 @pytest.mark.parametrize(("folder", "name"), [("a/shop.gallery", "shop"), ("shop", "shop"), ("x.gallery/", "x")])
 def test_a_gallery_is_named_by_its_folder(folder, name):
     assert gallery_name(Path(folder)) == name
+
+
+def test_a_gallery_in_milvus_is_named_by_its_url():
+    assert gallery_name(parse_place("milvus://127.0.0.1:19530/mall")) == "mall"
+
+
+@pytest.mark.parametrize(
+    ("said", "flags"),
+    [
+        ({"max_memory": 2**30}, "--max-memory is"),
+        ({"index": "flat", "index_device": "gpu"}, "--index, --index-device is"),
+    ],
+)
+def test_what_is_of_memory_is_refused_beside_a_gallery_in_milvus(said, flags):
+    places = (Path("a"), parse_place("milvus://127.0.0.1:19530/mall"))
+    with pytest.raises(
+        ConfigError, match=f"{flags} of galleries in this server's memory, and milvus://127.0.0.1:19530/mall"
+    ):
+        settings(galleries=places, **said)
+    assert settings(galleries=places).galleries == places
 
 
 @pytest.mark.parametrize(

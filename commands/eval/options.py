@@ -23,14 +23,14 @@ class Scored:
 
     Attributes:
         checkpoint: A checkpoint, embedded with in torch.
-        model: The artifact, as reid-export wrote it; model/ where nothing else is said.
+        model: The artifact, as reid-export wrote it, or triton://host:8001/name; model/ where nothing else is said.
         gallery: A gallery that --model embedded, ranked by its own index.
         server: A running reid-serve, host:port, asked about each query image by several callers at once.
         server_gallery: The gallery's name there, where the server has several.
     """
 
     checkpoint: Annotated[Path | None, _Unsaid] = None
-    model: Annotated[Path | None, _Unsaid] = None
+    model: Annotated[str | None, _Unsaid] = None
     gallery: Annotated[Path | None, _Unsaid] = None
     server: Annotated[str | None, _Unsaid] = None
     server_gallery: str = ""

@@ -18,6 +18,7 @@ from reidserve.commands.eval.stages import (
     score_gallery,
     score_server,
 )
+from reidserve.commands.place import read_model
 from reidserve.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def score(
         scene = _score_features(data, ruled, varied, written)
     else:
         if not scored.anything:
-            scored = replace(scored, model=Path("model"))
+            scored = replace(scored, model="model")
         check_told(told, scored, index, precision)
         material = read_material(data, query_crops, gallery_crops, pattern, ruled)
         check_fit(material.protocol, ruled, scored, varied, written)
@@ -127,7 +128,7 @@ def _score_crops(
     if scored.checkpoint is not None:
         stages.append(score_checkpoint(scored.checkpoint, told, material, varied, device=device))
     if scored.model is not None:
-        artifact = score_artifact(scored.model, material, varied, precision=precision, device=device)
+        artifact = score_artifact(read_model(scored.model), material, varied, precision=precision, device=device)
         stages.append(artifact)
         if scored.gallery is not None:
             stages.append(score_gallery(scored.gallery, artifact, protocol, kind=index, max_rank=max_rank))

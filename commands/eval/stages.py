@@ -14,7 +14,7 @@ from reidserve.errors import EvaluationError, RequestError
 
 if TYPE_CHECKING:
     from reidserve.client import Client
-    from reidserve.embed import Device, Precision
+    from reidserve.embed import Device, ModelPlace, Precision
     from reidserve.evaluate import CropEmbedder, Embedded, Evaluation, Labelled
     from reidserve.evaluate.protocols import Protocol
     from reidserve.evaluate.report import Subject
@@ -74,12 +74,12 @@ def _torch_device(device: "Device") -> Literal["cpu", "cuda"]:
 
 
 def score_artifact(
-    path: Path, material: Material, varied: Varied, *, precision: "Precision", device: "Device"
+    place: "ModelPlace", material: Material, varied: Varied, *, precision: "Precision", device: "Device"
 ) -> Stage:
     """An artifact on an engine."""
     from reidserve.embed import open_embedder
 
-    embedder = open_embedder(path, precision=precision, device=device)
+    embedder = open_embedder(place, precision=precision, device=device)
     warn_engine(embedder.engine, unverified=embedder.unverified)
     contract = embedder.contract
     facts = {

@@ -20,6 +20,7 @@ from reidserve.commands.console import (
     warn_lines,
     write_bytes,
 )
+from reidserve.commands.place import GalleryFolder, read_model, read_place, refuse_index
 from reidserve.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,25 +28,25 @@ if TYPE_CHECKING:
     from reidserve.index.verify import Repair, Verification
 
 
-def info(gallery: Path, *, kind: Index = "auto", json: Json = False) -> None:
+def info(gallery: str, *, kind: Index = "auto", json: Json = False) -> None:
     """Describe a gallery.
 
     Args:
-        gallery: The gallery's folder.
+        gallery: The gallery's folder, or milvus://HOST:PORT/NAME.
     """
-    from reidserve.datasets import path_to_text
     from reidserve.index import open_gallery
-    from reidserve.index.search.blocks import entry_bytes
-    from reidserve.index.storage.database import gallery_bytes
-    from reidserve.index.storage.store import BUILDING, STATE, open_store
+    from reidserve.index.place import place_text
+    from reidserve.index.storage.store import BUILDING, STATE
 
-    opened = open_gallery(gallery, kind=kind)
+    place = read_place(gallery)
+    refuse_index(place, kind)
+    opened = open_gallery(place, kind=kind)
     snapshot = opened.snapshot
-    with closing(open_store(gallery)) as store:
-        building = store.note(STATE) == BUILDING
+    with closing(opened.rows()) as rows:
+        building = rows.note(STATE) == BUILDING
     pids, camids, attributes = _labels(snapshot)
     facts: dict[str, object] = {
-        "gallery": path_to_text(gallery),
+        "gallery": place_text(place),
         "entries": len(snapshot),
         "pids": pids,
         "camids": camids,
@@ -57,15 +58,26 @@ def info(gallery: Path, *, kind: Index = "auto", json: Json = False) -> None:
         "damaged": len(snapshot.damaged),
         "index": snapshot.kind,
     }
-    disk, memory = gallery_bytes(gallery), len(snapshot) * entry_bytes(opened.origin.dim)
+    taken = _taken(place, len(snapshot), opened.origin.dim) if isinstance(place, Path) else {}
     opened.close()
     if json:
-        print_json({**facts, "building": building, "disk_bytes": disk, "memory_bytes": memory})
+        print_json({**facts, "building": building, **taken})
     else:
         if building:
             warn_lines(["a build or import is under way or was cut off: run it again to make the gallery whole"])
         facts["attributes"] = ", ".join(attributes) or "none"
-        print_facts({**facts, "on disk": write_bytes(disk), "in memory": f"{write_bytes(memory)} where it is served"})
+        if taken:
+            facts["on disk"] = write_bytes(taken["disk_bytes"])
+            facts["in memory"] = f"{write_bytes(taken['memory_bytes'])} where it is served"
+        print_facts(facts)
+
+
+def _taken(folder: Path, entries: int, dim: int) -> dict[str, int]:
+    """The bytes that a folder's gallery takes on the disk, and in the memory of who serves it."""
+    from reidserve.index.search.blocks import entry_bytes
+    from reidserve.index.storage.database import gallery_bytes
+
+    return {"disk_bytes": gallery_bytes(folder), "memory_bytes": entries * entry_bytes(dim)}
 
 
 def _labels(snapshot: "Snapshot") -> tuple[int, int, list[str]]:
@@ -81,10 +93,10 @@ def _labels(snapshot: "Snapshot") -> tuple[int, int, list[str]]:
 
 
 def verify(
-    gallery: Path,
+    gallery: str,
     *,
     repair: Annotated[bool, Parameter(negative="")] = False,
-    model: Annotated[Path | None, Parameter(show_default=False)] = None,
+    model: Annotated[str | None, Parameter(show_default=False)] = None,
     precision: Precision = "fp32",
     device: Device = "cpu",
     json: Json = False,
@@ -95,34 +107,38 @@ def verify(
     search trees anew, and with --model embeds the images of damaged entries again: an entry is repaired where its image
     is unchanged and the embedding is to the bit the one that was stored; where none is stored any more, the image will
     do. What is left is listed: remove it with reid-index remove, or write it anew with reid-index build or add. A
-    damaged file in cache/ is named and no damage: the next process that opens the gallery makes it anew.
+    damaged file in cache/ is named and no damage: the next process that opens the gallery makes it anew. A gallery in
+    Milvus is read and held against itself too, and not repaired.
 
     Args:
-        gallery: The gallery's folder.
+        gallery: The gallery's folder, or milvus://HOST:PORT/NAME.
         repair: Repair what can be.
-        model: The artifact that the gallery was built with, for --repair.
+        model: The artifact that the gallery was built with, or triton://host:8001/name, for --repair.
     """
-    from reidserve.datasets import path_to_text
     from reidserve.embed import open_embedder
+    from reidserve.index.place import place_text
     from reidserve.index.verify import Repair, repair_gallery, verify_gallery
 
+    place = read_place(gallery)
     if model is not None and not repair:
         raise UsageError("--model is for --repair")
-    embedder = None if model is None else open_embedder(model, precision=precision, device=device)
+    if repair and not isinstance(place, Path):
+        raise UsageError(f"--repair is of folders; write what is wrong in {place} anew with reid-index build or copy")
+    embedder = None if model is None else open_embedder(read_model(model), precision=precision, device=device)
     if embedder is not None:
         warn_engine(embedder.engine, device=device, unverified=embedder.unverified)
     with progress("verifying") as advance:
-        found = verify_gallery(gallery, progress=advance)
+        found = verify_gallery(place, progress=advance)
     done = Repair()
-    if repair and (found.cache_faults or not found.clean):
+    if repair and isinstance(place, Path) and (found.cache_faults or not found.clean):
         with progress("repairing") as advance:
-            done = repair_gallery(gallery, found, embedder, progress=advance)
+            done = repair_gallery(place, found, embedder, progress=advance)
         with progress("verifying") as advance:
-            found = verify_gallery(gallery, progress=advance)
+            found = verify_gallery(place, progress=advance)
     if json:
         print_json(
             {
-                "gallery": path_to_text(gallery),
+                "gallery": place_text(place),
                 "clean": found.clean,
                 "entries": found.entries,
                 "generation": found.generation,
@@ -134,7 +150,7 @@ def verify(
             }
         )
     else:
-        _tell(path_to_text(gallery), found, done)
+        _tell(place_text(place), found, done)
     return DONE if found.clean else FAILED
 
 
@@ -151,7 +167,7 @@ def _tell(gallery: str, found: "Verification", done: "Repair") -> None:
     print_facts({**facts, "repaired": len(done.repaired), "verdict": verdict})
 
 
-def compact(gallery: Path, *, json: Json = False) -> None:
+def compact(gallery: GalleryFolder, *, json: Json = False) -> None:
     """Give the space of what was removed back to the disk.
 
     Meanwhile the gallery is written twice more: into a temporary file (in SQLITE_TMPDIR, else /var/tmp) and into its

@@ -1,10 +1,8 @@
 """reid-index remove, update: entries go, or something else is said of them."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -21,13 +19,14 @@ from reidserve.commands.index.facts import (
     read_moment,
 )
 from reidserve.commands.index.remote import remove_remotely, update_remotely
+from reidserve.commands.place import read_place
 from reidserve.commands.where import Where, read_where
 from reidserve.errors import EntryNotFoundError, UsageError
 
 if TYPE_CHECKING:
     from reidserve.datasets import Attribute
     from reidserve.index import Entry, Filter
-    from reidserve.index.storage.store import Store
+    from reidserve.index.seam import Rows
 
 UPDATE_ROWS = 1000
 
@@ -35,7 +34,7 @@ _CLEARED = ("pid", "camid", "timestamp")
 
 
 def remove(
-    gallery: Path,
+    gallery: str,
     *ids: str,
     where: Where = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
@@ -48,19 +47,20 @@ def remove(
     An id that is not there is no failure: it is counted.
 
     Args:
-        gallery: The gallery's folder.
+        gallery: The gallery's folder, or milvus://HOST:PORT/NAME.
         ids: Ids of entries.
         dry_run: Only list what would be removed.
     """
-    from reidserve.datasets import path_to_text
-    from reidserve.index import format_filter, open_writer
-    from reidserve.index.storage.store import open_store
+    from reidserve.index import format_filter
+    from reidserve.index.opening import reading, writing
+    from reidserve.index.place import place_text
 
     check_chosen(ids, where)
     condition = read_where(where)
     if server is not None:
         return remove_remotely(gallery, ids, condition, server, access, dry_run=dry_run, json=json)
-    with hinting(), closing(open_store(gallery)) if dry_run else open_writer(gallery) as store:
+    place = read_place(gallery)
+    with hinting(), reading(place) if dry_run else writing(place) as store:
         if condition is None:
             there = store.ids()
             chosen = [name for name in dict.fromkeys(ids) if name in there]
@@ -73,7 +73,7 @@ def remove(
         entries, generation = store.count(), store.generation()
     if json:
         facts = {
-            "gallery": path_to_text(gallery),
+            "gallery": place_text(place),
             "where": meant,
             "removed": removed,
             "missing": missing,
@@ -84,13 +84,13 @@ def remove(
         where_said = "" if meant is None else f" where {meant}"
         print_lines([*chosen, f"{len(chosen)} of {entries} entries would be removed{where_said}"])
     else:
-        facts = {"changed": path_to_text(gallery), "removed": removed, "not there": missing}
+        facts = {"changed": place_text(place), "removed": removed, "not there": missing}
         print_facts({**facts, "entries": entries, "generation": generation})
     return DONE
 
 
 def update(
-    gallery: Path,
+    gallery: str,
     *ids: str,
     where: Where = None,
     pid: Pid = None,
@@ -108,12 +108,12 @@ def update(
     running it again.
 
     Args:
-        gallery: The gallery's folder.
+        gallery: The gallery's folder, or milvus://HOST:PORT/NAME.
         ids: Ids of entries.
         unset: Forget an attribute, or pid, camid or timestamp; may be given several times.
     """
-    from reidserve.datasets import path_to_text
-    from reidserve.index import open_writer
+    from reidserve.index.opening import writing
+    from reidserve.index.place import place_text
 
     check_chosen(ids, where)
     condition = read_where(where)
@@ -138,7 +138,8 @@ def update(
             json=json,
         )
     said |= {label: None for label in _CLEARED if label in forgotten}
-    with hinting(), open_writer(gallery) as store, progress("updating") as advance:
+    place = read_place(gallery)
+    with hinting(), writing(place) as store, progress("updating") as advance:
         chosen = _matching(store, condition) if condition is not None else _found(store, ids)
         entries = iter(_changed(entry, said, attributes_said, forgotten) for entry in chosen)
         changed = done = 0
@@ -149,19 +150,19 @@ def update(
         generation = store.generation()
     facts = {"updated": changed, "chosen": len(chosen), "generation": generation}
     if json:
-        print_json({"gallery": path_to_text(gallery), **facts})
+        print_json({"gallery": place_text(place), **facts})
     else:
-        print_facts({"changed": path_to_text(gallery), **facts})
+        print_facts({"changed": place_text(place), **facts})
     return DONE
 
 
-def _matching(store: "Store", where: "Filter") -> "list[Entry]":
+def _matching(store: "Rows", where: "Filter") -> "list[Entry]":
     from reidserve.index.storage.rows import Stored
 
     return [found.entry for found in store.scan() if isinstance(found, Stored) and where.accepts(found.entry)]
 
 
-def _found(store: "Store", ids: Sequence[str]) -> "list[Entry]":
+def _found(store: "Rows", ids: Sequence[str]) -> "list[Entry]":
     found = []
     for name in dict.fromkeys(ids):
         stored = store.get(name)

@@ -1,4 +1,4 @@
-"""reid-index export, import, snapshot, restore: galleries to other programs and to other places, and back."""
+"""reid-index export, import, snapshot, restore, copy: galleries to other programs and to other places, and back."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from reidserve.commands.asking import hinting
 from reidserve.commands.console import (
     DONE,
     FAILED,
@@ -17,6 +18,7 @@ from reidserve.commands.console import (
     warn_failures,
     warn_lines,
 )
+from reidserve.commands.place import GalleryFolder, read_place
 from reidserve.commands.where import Where, read_where
 from reidserve.errors import OutputExistsError
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from reidserve.index.verify import Verification
 
 
-def export(gallery: Path, out: Path, *, where: Where = None, json: Json = False) -> int:
+def export(gallery: GalleryFolder, out: Path, *, where: Where = None, json: Json = False) -> int:
     """Write a gallery into a new folder for other programs: embeddings.safetensors and entries.jsonl.
 
     The tensor "embeddings" is float32 (N, dim); line n of the other file says what row n is: id, pid, camid,
@@ -53,7 +55,7 @@ def export(gallery: Path, out: Path, *, where: Where = None, json: Json = False)
 
 
 def import_(
-    gallery: Path,
+    gallery: GalleryFolder,
     source: Path,
     *,
     model: Annotated[Path | None, Parameter(show_default=False)] = None,
@@ -92,7 +94,7 @@ def import_(
     return DONE
 
 
-def snapshot(gallery: Path, out: Path, *, json: Json = False) -> int:
+def snapshot(gallery: GalleryFolder, out: GalleryFolder, *, json: Json = False) -> int:
     """Copy a gallery as of one generation, while anything serves or writes it; the copy is a gallery itself.
 
     The copy is read and verified; the exit code is 1 where something in it is wrong (it was so in the gallery).
@@ -104,7 +106,7 @@ def snapshot(gallery: Path, out: Path, *, json: Json = False) -> int:
     return _copy(gallery, out, json=json)
 
 
-def restore(source: Path, gallery: Path, *, json: Json = False) -> int:
+def restore(source: GalleryFolder, gallery: GalleryFolder, *, json: Json = False) -> int:
     """Copy a snapshot to a name that is free, and verify it.
 
     A gallery is never replaced, because a server may have it open: restore under another name and start the server
@@ -122,6 +124,36 @@ def restore(source: Path, gallery: Path, *, json: Json = False) -> int:
             "and point reid-serve --gallery there"
         )
     return _copy(source, gallery, json=json)
+
+
+def copy(source: str, out: str, *, json: Json = False) -> int:
+    """Move a gallery between a folder and Milvus, either way, or between two of a kind, and read back all of it.
+
+    Each entry, the hash of its image and its embedding, bit for bit, is held against the gallery's before the copy
+    opens. What is written to the gallery meanwhile is copied too. A copy that was cut off goes on where it
+    stopped when it is run again; run again after its end, it does what was written to the gallery since. The gallery is
+    only read. Damaged entries are left out and named; the exit code is then 1.
+
+    Args:
+        source: The gallery, a folder or milvus://HOST:PORT/NAME.
+        out: Where the copy is to be, the one or the other; nothing may be there but a copy of this gallery.
+    """
+    from reidserve.index.copying import copy_rows
+    from reidserve.index.place import place_text
+
+    one, other = read_place(source), read_place(out)
+    with hinting(), progress("copying, then reading back") as advance:
+        copied = copy_rows(one, other, progress=advance)
+    facts = {"wrote": place_text(other), "copied": place_text(one)}
+    if json:
+        print_json({**facts, **asdict(copied)})
+    else:
+        warn_failures([(damage.id, damage.fault) for damage in copied.damaged])
+        counts = {"written": copied.written, "unchanged": copied.kept, "removed": copied.removed}
+        verified = f"{copied.entries} entries, as in generation {copied.of} of the gallery"
+        left_out = len(copied.damaged)
+        print_facts({**facts, **counts, "left out": left_out, "generation": copied.generation, "verified": verified})
+    return FAILED if copied.damaged else DONE
 
 
 def _copy(source: Path, out: Path, *, json: bool) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reidserve.commands.asking import Access, asked, name_on_server, to_microseconds
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from reidserve.index import Filter
 
 
-def add_remotely(gallery: Path, entries: "Sequence[NewEntry]", server: str, access: Access, *, json: bool) -> int:
+def add_remotely(gallery: str, entries: "Sequence[NewEntry]", server: str, access: Access, *, json: bool) -> int:
     """Send entries to a server; what cannot be written is left out and named."""
     name = name_on_server(gallery)
     with access.connect(server) as client, progress("sending") as advance:
@@ -53,7 +52,7 @@ def add_remotely(gallery: Path, entries: "Sequence[NewEntry]", server: str, acce
 
 
 def remove_remotely(
-    gallery: Path,
+    gallery: str,
     ids: Sequence[str],
     condition: "Filter | None",
     server: str,
@@ -83,8 +82,29 @@ def remove_remotely(
     return DONE
 
 
+def forget_remotely(
+    gallery: str, condition: "Filter", server: str, access: Access, *, guarded: bool, json: bool
+) -> int:
+    """Let a server remove entries and clear its files of them; guarded, no more than a part of the gallery."""
+    from reidserve.index import format_filter
+    from reidserve.index.forgetting import MOST_SHARE, check_share
+
+    name = name_on_server(gallery)
+    with access.connect(server) as client:
+        if guarded:
+            entries = list(client.entries(name))
+            check_share(sum(condition.accepts(_local(entry)) for entry in entries), len(entries), most=MOST_SHARE)
+        done = client.delete(where=asked(condition), erase=True, gallery=name)
+    facts = {"removed": done.deleted, "generation": done.generation}
+    if json:
+        print_json({"server": server, "gallery": name, "where": format_filter(condition), **facts})
+    else:
+        print_facts({"forgot": f"{name} on {server}", **facts})
+    return DONE
+
+
 def update_remotely(
-    gallery: Path,
+    gallery: str,
     ids: Sequence[str],
     condition: "Filter | None",
     server: str,

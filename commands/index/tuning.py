@@ -1,12 +1,12 @@
 """reid-index tune: what an index costs on a gallery's own labels."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from reidserve.commands.console import IndexDevice, Json, print_json, print_lines, progress
+from reidserve.commands.place import GalleryFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def tune(
-    gallery: Path,
+    gallery: GalleryFolder,
     *,
     kinds: Annotated[
         list[Literal["flat-fp16", "rabitq"]] | None, Parameter(name="--index", negative="", show_default=False)
