@@ -33,7 +33,8 @@ from typing import Any, NoReturn, cast
 import numpy as np
 
 from reidserve.embed import Embedding
-from reidserve.index import Entry, Filter, Gallery, Origin, Record, Snapshot, open_gallery, open_writer
+from reidserve.index import Entry, Filter, FolderSnapshot, Gallery, Origin, Record, Snapshot, open_writer
+from reidserve.index.gallery import open_gallery
 from reidserve.index.storage.rows import Damage
 from reidserve.index.storage.store import create_store, open_store
 
@@ -375,7 +376,7 @@ def check_self_hits(snapshot: Snapshot, contents: Contents) -> None:
             raise Wrong(f"e{number} does not find itself, but {hit}")
 
 
-def state(snapshot: Snapshot) -> dict[str, Any]:
+def state(snapshot: FolderSnapshot) -> dict[str, Any]:
     """What a snapshot holds, in few words."""
     digest = hashlib.sha256()
     for block in snapshot.blocks:

@@ -36,6 +36,7 @@ MAIN: Mapping[str, Sequence[str]] = {
     "overload": ("offered_over_capacity", "goodput_over_capacity", "refused_p99_ms", "accepted_p99_over_queue"),
     "peer": ("ours_over_peer_fp32", "ours_over_peer_int8", "ours_over_engine_int8"),
     "reload": ("answered_meanwhile", "failed_meanwhile", "failed_at_stops", "exit_codes"),
+    "scaling": ("gallery", "two_over_one", "two_over_one_by_the_model", "two_over_model"),
     "search": ("one_client_time_over_bare", "eight_clients_time_over_bare", "ready_seconds"),
     "serve": (
         "served_over_bare_fp32",

@@ -33,16 +33,16 @@ from reidserve.embed import Embedder, Preprocessing, map_ahead, open_embedder, r
 from reidserve.export.convert import Feeding, adopt
 from reidserve.index import (
     Entry,
-    Gallery,
+    FolderGallery,
+    FolderSnapshot,
     Origin,
     Ranking,
     Record,
-    Snapshot,
     build_gallery,
-    open_gallery,
     open_writer,
     parse_filter,
 )
+from reidserve.index.gallery import open_gallery
 from reidserve.index.search.ranking import rank_plainly
 from reidserve.index.storage.store import create_store
 
@@ -237,7 +237,7 @@ def records_of(vectors: Floats, start: int) -> list[Record]:
     ]
 
 
-def measure_opening(gallery: Gallery, size: int) -> Figures:
+def measure_opening(gallery: FolderGallery, size: int) -> Figures:
     folder = gallery.folder
     gallery.close()
 
@@ -254,7 +254,9 @@ def measure_opening(gallery: Gallery, size: int) -> Figures:
     }
 
 
-def measure_searching(flat: Snapshot, indexed: Snapshot, people: People, *, rounds: int) -> tuple[Figures, bool]:
+def measure_searching(
+    flat: FolderSnapshot, indexed: FolderSnapshot, people: People, *, rounds: int
+) -> tuple[Figures, bool]:
     block_vectors = [block.vectors for block in flat.blocks]
     known = np.concatenate([vectors[: min(len(vectors), 64)] for vectors in block_vectors])
     queries = people.photographs(np.resize(known, (BATCH, known.shape[1])))
@@ -309,7 +311,7 @@ def measure_searching(flat: Snapshot, indexed: Snapshot, people: People, *, roun
     }, right
 
 
-def equals_brute_force(snapshot: Snapshot, queries: Floats, found: Ranking) -> bool:
+def equals_brute_force(snapshot: FolderSnapshot, queries: Floats, found: Ranking) -> bool:
     vectors = np.concatenate([block.vectors for block in snapshot.blocks])
     rows = np.concatenate([block.rows for block in snapshot.blocks])
     accepted = np.concatenate([block.live for block in snapshot.blocks])
@@ -318,7 +320,7 @@ def equals_brute_force(snapshot: Snapshot, queries: Floats, found: Ranking) -> b
     return bool((plain.rows == found.rows[:count]).all() and (plain.scores == found.scores[:count]).all())
 
 
-def filtered_right(snapshot: Snapshot, queries: Floats, where: object) -> bool:
+def filtered_right(snapshot: FolderSnapshot, queries: Floats, where: object) -> bool:
     found = snapshot.search(queries, top_k=TOP_K, where=where)  # type: ignore[arg-type]
     pairs = [
         (vector, row)

@@ -81,7 +81,9 @@ def main() -> None:
     if arguments[:1] == ["--leak"]:
         leak, arguments = int(arguments[1]), arguments[2:]
 
-    def start_free(artifact: Artifact, *, precision: Precision = "fp32", device: Device = "cpu") -> Session:
+    def start_free(
+        artifact: Artifact, *, precision: Precision = "fp32", device: Device = "cpu", threads: int | None = None
+    ) -> Session:
         return FreeSession(leak=leak)
 
     setattr(opening, "start_session", start_free)  # noqa: B010  # it is that module's own
