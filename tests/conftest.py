@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from reidserve.errors import GalleryError
 from reidserve.export.convert import Feeding, adopt
 from reidserve.index import build_gallery
 from reidserve.index.storage.store import open_store
+from reidserve.server.queries.ranker import Found, Query, rank_together
+from tests.backends import BACKENDS, Backend, lite_folder
+from tests.milvus_running import RunningMilvus
 
 BIN = Path(sys.executable).parent
 HEIGHT, WIDTH, DIM = 64, 32, 24
@@ -34,6 +37,37 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the photographs beside a developer's checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def milvus_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Milvus server, one for all tests that do not kill it."""
+    server = RunningMilvus(tmp_path_factory.mktemp("milvus"))
+    try:
+        server.start()
+        yield server.address
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def lite_address() -> Iterator[str]:
+    """A file of Milvus Lite."""
+    with lite_folder() as folder:
+        yield str(folder / "lite.db")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """Each of what may hold a gallery."""
+    return backend_of(request, tmp_path)
+
+
+def backend_of(request: pytest.FixtureRequest, folder: Path) -> Backend:
+    """What the parameter of a fixture names; folders of galleries are made in `folder`."""
+    fixtures = {"milvus-lite": "lite_address", "milvus": "milvus_address"}
+    address = request.getfixturevalue(fixtures[request.param]) if request.param in fixtures else None
+    return Backend(request.param, folder, address)
 
 
 def foreign_model(
@@ -152,6 +186,13 @@ def gallery(tmp_path_factory: pytest.TempPathFactory, crops: Path, embedder: Emb
 def unit_rows(rng: np.random.Generator, count: int, dim: int) -> NDArray[np.float32]:
     rows = rng.standard_normal((count, dim)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def found_together(queries: Sequence[Query]) -> list[Found]:
+    """What queries find that are ranked together, none of which fails."""
+    found = [one for one in rank_together(queries) if isinstance(one, Found)]
+    assert len(found) == len(queries)
+    return found
 
 
 def run_command(

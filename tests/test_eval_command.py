@@ -353,7 +353,22 @@ def test_what_would_fail_after_hours_or_do_nothing_is_refused_too(
 
 
 def test_a_checkpoint_is_told_of_as_reid_export_is():
-    others = {"model", "checkpoint", "onnx", "out", "output", "flip", "images", "wanted", "gate", "force", "json"}
+    others = {
+        *(
+            "model",
+            "checkpoint",
+            "onnx",
+            "out",
+            "output",
+            "flip",
+            "images",
+            "wanted",
+            "gate",
+            "force",
+            "triton",
+            "json",
+        ),
+    }
     assert {field.name for field in fields(Told)} == signature(convert).parameters.keys() - others
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pb2
 
+from reidserve.proto.inference import inference_pb2
 from reidserve.proto.reid.v1 import reid_pb2
 from tests.conftest import BIN, Server, run_command
 
@@ -50,7 +51,7 @@ def test_the_wheel_and_the_sdist_hold_what_the_tree_holds(tmp_path: Path):
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    expected = sources(".py", ".pyi", ".proto", ".css", ".jinja", ".toml", "py.typed")
+    expected = sources(".py", ".pyi", ".proto", ".css", ".html", ".jinja", ".js", ".svg", ".toml", "py.typed")
     assert files == {f"reidserve/{name}" for name in expected}
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
@@ -64,19 +65,23 @@ def test_the_namespace_has_no_file_of_its_own():
     assert reidserve.__file__ is None
 
 
-def test_the_generated_code_is_that_of_the_proto(tmp_path: Path):
-    compiled = tmp_path / "reid.binpb"
+PROTOCOLS = {"reid/v1/reid": reid_pb2.DESCRIPTOR, "inference/inference": inference_pb2.DESCRIPTOR}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_generated_code_is_that_of_the_proto(tmp_path: Path, protocol: str):
+    compiled = tmp_path / "compiled.binpb"
     subprocess.run(
         [
             *(sys.executable, "-m", "grpc_tools.protoc"),
-            *("-Ireidserve/proto=proto", f"--descriptor_set_out={compiled}", "reidserve/proto/reid/v1/reid.proto"),
+            *("-Ireidserve/proto=proto", f"--descriptor_set_out={compiled}", f"reidserve/proto/{protocol}.proto"),
         ],
         cwd=ROOT,
         check=True,
     )
     (fresh,) = descriptor_pb2.FileDescriptorSet.FromString(compiled.read_bytes()).file
     committed = descriptor_pb2.FileDescriptorProto()
-    reid_pb2.DESCRIPTOR.CopyToProto(committed)
+    PROTOCOLS[protocol].CopyToProto(committed)
     # protoc keeps json_name only in descriptor sets; a map is a message within.
     for message in fresh.message_type:
         for field in (*message.field, *(field for within in message.nested_type for field in within.field)):
@@ -86,16 +91,15 @@ def test_the_generated_code_is_that_of_the_proto(tmp_path: Path):
 
 def test_the_stubs_are_those_of_the_proto(tmp_path: Path):
     copy = tmp_path / "checkout"
-    for name in ("scripts/proto", "proto/reid/v1/reid.proto"):
+    for name in ("scripts/proto", *(f"proto/{protocol}.proto" for protocol in PROTOCOLS)):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes((ROOT / name).read_bytes())
     (copy / "scripts/proto").chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "REIDSERVE_VENV": str(BIN.parent)}
     subprocess.run([copy / "scripts/proto"], env=environment, check=True, capture_output=True)
-    for fresh in (copy / "proto/reid/v1").glob("reid_pb2*"):
-        assert (ROOT / "proto/reid/v1" / fresh.name).read_text() == fresh.read_text(), (
-            f"run scripts/proto ({fresh.name})"
-        )
+    for fresh in (copy / "proto").rglob("*_pb2*"):
+        generated = fresh.relative_to(copy)
+        assert (ROOT / generated).read_text() == fresh.read_text(), f"run scripts/proto ({generated})"
 
 
 def test_the_cpu_and_gpu_extras_exclude_each_other_and_the_base_has_neither(setup):

@@ -74,8 +74,10 @@ class Running:
 
 
 @asynccontextmanager
-async def serving(embedder, folder: Path, *, table=TABLE, keys: Path | None = None, tls=None, most=2**20, **told):
-    settings = Settings(Path("model"), [folder], snapshots=folder.parent)
+async def serving(
+    embedder, folder: Path, *, table=TABLE, keys: Path | None = None, tls=None, most=2**20, settings=None, **told
+):
+    settings = Settings(Path("model"), [folder], snapshots=folder.parent) if settings is None else settings
     telemetry = open_telemetry(metrics=True)
     deployment, audit = Deployment(), Audit()
     calls = Calls(deployment, Gate(keys, look_seconds=0), telemetry)

@@ -71,7 +71,7 @@ def test_it_is_refused_where_it_would_compute_in_another_precision(model: Path, 
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU computes in float32 whatever it is asked for")
     asked = {"INFERENCE_PRECISION_HINT": "bf16"}
-    monkeypatch.setattr("reidserve.embed.openvino_session._options", lambda: asked)
+    monkeypatch.setattr("reidserve.embed.openvino_session._options", lambda threads: asked)
     with pytest.raises(DeviceError, match="OpenVINO was asked to compute in f32, it says bf16"):
         OpenVinoSession((model / MODEL_FILE).read_bytes())
 

@@ -13,7 +13,7 @@ from reidserve.index import build_gallery, open_gallery, open_writer, read_snaps
 from reidserve.index.storage.cache import CachedCodes, save_codes
 from reidserve.index.storage.database import DATABASE
 from reidserve.index.storage.rows import Damage
-from reidserve.index.storage.store import Store, open_store
+from reidserve.index.storage.store import open_store
 from reidserve.index.verify import repair_gallery, verify_gallery
 from tests.conftest import draw_crop, write_crops
 
@@ -89,7 +89,7 @@ def test_a_row_that_was_changed_is_named_and_the_rest_is_served(gallery: Path, s
 
 
 def test_a_vector_that_is_stored_well_and_wrong_is_named(gallery: Path, monkeypatch):
-    monkeypatch.setattr(Store, "_check", lambda self, record: None)
+    monkeypatch.setattr("reidserve.index.storage.store.check_vector", lambda record, dim: None)
     with open_writer(gallery) as store:
         stored = store.get(FIRST)
         store.upsert([type_record(stored, np.full(24, np.nan, np.float32))])
