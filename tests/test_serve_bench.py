@@ -48,6 +48,7 @@ def test_an_overloaded_server_answers_or_refuses_every_call():
     assert report["memory_MB"] > 0
 
 
+@pytest.mark.slow
 def test_processes_that_share_nothing_answer_as_one_does():
     report = run("workers")
     for precision in ("fp32", "int8"):
