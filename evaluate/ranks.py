@@ -18,6 +18,7 @@ from reidserve.evaluate.labelled import Labelled
 from reidserve.evaluate.outcomes import NOBODY, Outcomes, joined
 from reidserve.evaluate.rule import Judge, Pairs, Places, Rule
 from reidserve.index.search.ranking import SETTLED_WITHIN, Scores, settled_pairs
+from reidserve.index.search.threads import undivided_products
 
 _TILE_QUERIES, _TILE_ROWS = 2048, 2048  # 16 MiB of products for each core: as fast as any larger piece
 _READ_AT_ONCE = 128  # rows that a core's cache holds
@@ -37,8 +38,6 @@ def rank_features(
     The scores of all pairs of which the entry counts and is wrong are added to `impostors`.
     """
     # What only ranking needs is asked for here: an index is tuned without it.
-    from threadpoolctl import threadpool_limits
-
     from reidserve.evaluate.counting import bin_scores
 
     judge = Judge(rule, query.labels, gallery.labels)
@@ -61,7 +60,7 @@ def rank_features(
     parts = _even_parts(len(queries), workers)
     outcomes: list[Outcomes] = []
     # All cores are busy with queries of their own: a product of many threads would have them wait for each other.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers, thread_name_prefix="ranks") as threads:
+    with undivided_products(), ThreadPoolExecutor(workers, thread_name_prefix="ranks") as threads:
         for part, (found, counts) in zip(parts, threads.map(rank, parts), strict=True):
             outcomes.append(found)
             if impostors is not None and counts is not None:

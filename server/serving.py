@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reidserve.errors import ConfigError
+from reidserve.index.search.threads import undivided_products
 from reidserve.server.assembly import Assembly
 from reidserve.server.deployment import Deployment, Served
 from reidserve.server.guard.audit import Audit
@@ -61,6 +62,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[Ready], None]) -> Non
     deployment = Deployment()
     stop = _stopping(deployment)
     async with AsyncExitStack() as opened:
+        opened.enter_context(undivided_products())
         audit = Audit(settings.audit)
         opened.callback(audit.close)
         telemetry = open_telemetry(metrics=settings.metrics, otlp=settings.otlp, ratio=settings.trace_ratio)

@@ -44,9 +44,10 @@ def assert_ranks_plainly(queries, rows, vectors, accepted, top_k, size, left_out
     size=st.integers(1, 30),
     many=st.sampled_from([0, 7]),
     leaves_out=st.booleans(),
+    turn=st.sampled_from([1, 400, flat._TURN_BYTES]),
 )
 def test_a_ranking_equals_brute_force_with_copies_and_gaps(
-    seed, count, dim, copies, share, top_k, size, many, leaves_out
+    seed, count, dim, copies, share, top_k, size, many, leaves_out, turn
 ):
     rng = np.random.default_rng(seed)
     vectors = unit_rows(rng, count, dim)
@@ -59,7 +60,9 @@ def test_a_ranking_equals_brute_force_with_copies_and_gaps(
     accepted = rng.random(count) < share
     queries = np.concatenate([unit_rows(rng, 3, dim), vectors[:2], unit_rows(rng, many, dim)])
     left_out = rng.integers(-1, 3 * count + 1, len(queries)) if leaves_out else None
-    assert_ranks_plainly(queries, rows, vectors, accepted, top_k, size, left_out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flat, "_TURN_BYTES", turn)
+        assert_ranks_plainly(queries, rows, vectors, accepted, top_k, size, left_out)
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.05, 0.24, 0.26, 0.7, 1])

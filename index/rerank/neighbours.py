@@ -1,7 +1,6 @@
 """The nearest neighbours of every image among all: products nominate, panel by panel, and vecdot settles."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -14,6 +13,7 @@ from reidserve.embed.cores import cores
 from reidserve.index.build import Progress
 from reidserve.index.rerank import loops
 from reidserve.index.search.ranking import SETTLED_WITHIN, Scores, settled_pairs
+from reidserve.index.search.threads import divide
 
 PANEL_BYTES = 64 * 2**20
 """Of products at once."""
@@ -73,11 +73,8 @@ def find_neighbours(vectors: Embeddings, count: int, progress: Progress) -> Neig
 
 def in_threads(start: int, stop: int, work: Callable[[int, int], object]) -> None:
     """Do `work(start, stop)` in equal parts, one for each core."""
-    threads = cores()
-    cuts = np.linspace(start, stop, threads + 1).astype(int).tolist()
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, *cut) for cut in pairwise(cuts)]:
-            done.result()
+    cuts = np.linspace(start, stop, cores() + 1).astype(int).tolist()
+    divide([partial(work, *cut) for cut in pairwise(cuts)])
 
 
 def _panels(vectors: Embeddings) -> Iterator[tuple[int, Scores]]:

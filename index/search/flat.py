@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from reidserve.index.search.ranking import (
     settled_pairs,
     write_pairs,
 )
+from reidserve.index.search.threads import divide
 
 FEW_QUERIES = 5
 """Up to so many queries, one matrix-vector product each is faster than a matrix product, which first repacks the
@@ -28,6 +30,7 @@ GATHERED_BELOW = 0.25
 (benchmarks/gallery.py)."""
 
 _PANEL_BYTES = 16 * 2**20  # of products at once: a block's with 512 queries, which a cache mostly holds
+_TURN_BYTES = 8 * 2**20  # of embeddings that a thread takes at a time
 _MOST_QUERIES = 512
 _MOST_KEPT = 2**20
 _MOST_STRIDES = 64
@@ -92,16 +95,17 @@ class _Factor:
     def width(self) -> int:
         return len(self.block.rows if self.positions is None else self.positions)
 
-    def multiply(self, queries: Embeddings, products: Scores) -> None:
-        """Write the products (Q, width); what may not be found gets -inf."""
-        vectors = self.block.vectors if self.positions is None else self.block.vectors[self.positions]
+    def multiply(self, queries: Embeddings, products: Scores, some: slice) -> None:
+        """Write those products (Q, width) that are of some rows; what may not be found gets -inf."""
+        vectors = self.block.vectors[some if self.positions is None else self.positions[some]]
+        mine = products[:, some]
         if len(queries) > FEW_QUERIES:
-            np.matmul(queries, vectors.T, out=products)
+            np.matmul(queries, vectors.T, out=mine)
         else:
-            for query, product in zip(queries, products, strict=True):
+            for query, product in zip(queries, mine, strict=True):
                 np.matmul(vectors, query, out=product)
         if self.masked is not None:
-            products[:, self.masked] = -np.inf
+            mine[:, self.masked[some]] = -np.inf
 
     def settle(self, queries: Embeddings, owners: NDArray[np.intp], places: NDArray[np.intp]) -> tuple[Rows, Scores]:
         """Row numbers and vecdot scores of pairs (n,): a query and a place counted in its own rows."""
@@ -211,13 +215,19 @@ def _products(
     width = _padded(panel, strides)
     products = buffer[: len(queries) * width].reshape(len(queries), width)
     products[:, sum(factor.width for factor in panel) :] = -np.inf
-    start = 0
-    for factor in panel:
-        mine = products[:, start : start + factor.width]
-        factor.multiply(queries, mine)
-        if left_out is not None:
+    ends = np.cumsum([factor.width for factor in panel]).tolist()
+    shares = [(factor, products[:, end - factor.width : end]) for factor, end in zip(panel, ends, strict=True)]
+    step = max(1, _TURN_BYTES // (4 * queries.shape[1]))
+    divide(
+        [
+            partial(factor.multiply, queries, mine, slice(first, first + step))
+            for factor, mine in shares
+            for first in range(0, factor.width, step)
+        ]
+    )
+    if left_out is not None:
+        for factor, mine in shares:
             _leave_out(left_out, mine, factor.rows)
-        start += factor.width
     return products
 
 

@@ -1,20 +1,19 @@
 """Nominated search: an index proposes rows and vecdot settles them, so that most rows are never multiplied."""
 
-import functools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.embed import Embeddings
-from reidserve.embed.cores import cores
 from reidserve.index.search import flat
 from reidserve.index.search.blocks import Block
 from reidserve.index.search.flat import Part
 from reidserve.index.search.ranking import Ranking, Rows, Scores, empty_ranking, settled_pairs, write_pairs
+from reidserve.index.search.threads import divide
 
 CANDIDATES = 50
 CANDIDATES_A_HIT = 10
@@ -179,11 +178,10 @@ def _settle(
         scores[part] = settled_pairs(queries, owners[part], covered.blocks[place].vectors, inside)
 
     # Rows come from memory, which one core cannot fill: with many queries, blocks are settled side by side.
-    work = map if len(queries) < MANY_QUERIES else _settlers().map
-    list(work(settle, np.flatnonzero(np.diff(cuts)).tolist()))
+    work = [partial(settle, place) for place in np.flatnonzero(np.diff(cuts)).tolist()]
+    if len(queries) < MANY_QUERIES:
+        for some in work:
+            some()
+    else:
+        divide(work)
     write_pairs(ranking, owners, covered.rows[positions], scores)
-
-
-@functools.cache
-def _settlers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(cores(), thread_name_prefix="settle")

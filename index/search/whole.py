@@ -1,17 +1,16 @@
 """The whole gallery ranked: every row scored by vecdot, tile by tile, and none left out."""
 
-import functools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reidserve.embed import Embeddings
-from reidserve.embed.cores import cores
 from reidserve.index.search.flat import Part
 from reidserve.index.search.ranking import NO_ROW, Ranking, Rows, Scores
+from reidserve.index.search.threads import divide
 
 _TILE_BYTES = 2**20  # of embeddings: a core's cache holds them while every query is scored
 _PIECE_ROWS = 1024  # what a thread takes at a time
@@ -61,8 +60,8 @@ def rank(queries: Embeddings, parts: Sequence[Part], *, left_out: Rows | None = 
     def order(place: int) -> None:
         _order(ranking.scores[place], rows, ranking.rows[place], NO_ROW if left_out is None else int(left_out[place]))
 
-    list(_threads().map(lambda piece: piece.score(queries, ranking.scores), _pieces(parts)))
-    list(_threads().map(order, range(len(queries))))
+    divide([partial(piece.score, queries, ranking.scores) for piece in _pieces(parts)])
+    divide([partial(order, place) for place in range(len(queries))])
     return ranking
 
 
@@ -94,8 +93,3 @@ def _order(scores: Scores, rows: Rows, ranked: Rows, left_out: int) -> None:
     scores[:] = scores[best]
     ranked[:] = rows[best]
     ranked[np.isneginf(scores)] = NO_ROW
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(cores(), thread_name_prefix="whole")
