@@ -4,9 +4,10 @@
 
 A real server answers searches by image over gRPC; its clients are a process of their own on the same cores. Beside it,
 turn by turn in the same run, the same images are decoded (on all cores), embedded and ranked by the same code without a
-server: one by one, against one client's median, and in batches of the size that the server says it computed, against
-the images per second that CLIENTS clients get. The network is a ResNet-50-IBN-a as benchmarks/artifact.py exports it,
-in fp32 and in int8; the answers must be equal to the bare ones, entry by entry and score by score.
+server: one by one, against one client's median, and in batches of as many as the server says it computed at a time, on
+all lanes of its engine, against the images per second that CLIENTS clients get. The network is a ResNet-50-IBN-a as
+benchmarks/artifact.py exports it, in fp32 and in int8; the answers must be equal to the bare ones, entry by entry and
+score by score.
 
 Then a server whose engine, decoder and scan cost nothing shows what a call itself costs: calls of 20 kB per second of
 its processor time. Where that is below its bound, the profile says where the time goes: what the event loop's thread
@@ -56,6 +57,7 @@ from reidserve.embed.cores import cores
 from reidserve.embed.engines import start_session
 from reidserve.export.derive.addition import publish
 from reidserve.index import Entry, Origin, Record, Snapshot, open_gallery, read_snapshot
+from reidserve.index.search.threads import undivided_products
 from reidserve.index.storage.store import create_store
 from reidserve.proto.reid.v1 import reid_pb2
 from reidserve.server.deployment import Deployment, Served
@@ -99,7 +101,8 @@ def main() -> int:
     if asked.free:
         return asyncio.run(be_free(asked.free, profile=asked.profile))
     quick = bool(asked.quick)
-    with tempfile.TemporaryDirectory() as folder, clients_beside() as clients:
+    # The server has products undivided too: threads that spin would slow the bare work down, not the server's.
+    with tempfile.TemporaryDirectory() as folder, clients_beside() as clients, undivided_products():
         work = Path(folder)
         prepare(work, quick=quick)
         by_precision = {precision: measure(work, precision, clients, quick=quick) for precision in PRECISIONS}
@@ -246,7 +249,7 @@ def take_turns(
     alone = ask(do="closed", clients=1, seconds=seconds)
     alone_bare = bare.one_by_one(images, seconds)
     many = ask(do="closed", clients=CLIENTS, seconds=seconds)
-    batch = max(1, round(many["batch_size"]))
+    batch = max(1, round(bare.lanes * many["batch_size"]))
     spent = bare.in_batches(images, batch, pool, seconds)
     whole = sum(spent.values())
     return {
@@ -263,9 +266,14 @@ def take_turns(
 
 
 class Bare:
-    """The work of a search without a server."""
+    """The work of a search without a server.
+
+    Attributes:
+        lanes: how many batches the engine computes side by side.
+    """
 
     def __init__(self, embedder: Embedder, snapshot: Snapshot) -> None:
+        self.lanes = embedder.lanes
         self._embedder = embedder
         self._snapshot = snapshot
 
@@ -446,6 +454,7 @@ class Nothing:
 
     engine = "fp32/onnxruntime-cpu"
     max_batch = CLIENTS
+    lanes = 1
 
     def __init__(self, dim: int) -> None:
         self._rows = np.zeros((CLIENTS, dim), np.float32)

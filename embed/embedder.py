@@ -40,7 +40,8 @@ class Embedder:
         contract: what is promised.
         engine: what computes it, such as "fp32/onnxruntime-cpu".
         unverified: whether the rank-parity gate has not let through what this engine computes.
-        max_batch: the largest batch the engine is given at once.
+        max_batch: the largest batch that is worth giving the engine, to all its lanes together.
+        lanes: how many batches the engine computes side by side.
         ahead: how many images are worth preparing in front of those that are embedded.
     """
 
@@ -49,6 +50,7 @@ class Embedder:
         self.engine = session.engine
         self.unverified = is_unverified(contract, session.engine)
         self.max_batch = session.max_batch
+        self.lanes = session.lanes
         self.ahead = AHEAD
         self._session = session
 

@@ -1,6 +1,7 @@
 """The ONNX Runtime session. Nothing else imports onnxruntime."""
 
 import ctypes
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
@@ -28,7 +29,7 @@ _PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {
         "arena_extend_strategy": "kSameAsRequested",
     },
 }
-_MAX_BATCH = {"cpu": 16, "cuda": BUCKETS[-1]}
+_BATCH_A_CORE = 8  # beyond it nothing is gained (benchmarks/serve.py)
 _FATAL_ONLY = 4  # errors are raised, and need not be printed too
 
 
@@ -36,16 +37,18 @@ class OnnxSession:
     """A graph run by ONNX Runtime on the device that was asked for, or not at all.
 
     On the CPU nothing is padded and the threads do not spin while idle, so the decoding threads beside them get
-    the cores; what it has no half-precision kernel for it computes in float32. Of a batch each core takes an image or
-    two at a time by itself, since cores that share one operator wait for each other at its end, and one that decodes
-    meanwhile would hold up the others with an equal share; what does not come out even is computed by all of them
-    together. `threads` are all the cores of the process where no number is given; `whole` leaves batches whole, which
-    shows whether a graph mixes the images of one. CUDA computes float32
-    graphs in full float32, in batches of BUCKETS, all of which are warm before the session is returned.
+    the cores; what it has no half-precision kernel for it computes in float32. Cores that share one operator wait for
+    each other at its end. So each core is a lane: of calls at a time each is computed by its own thread, and a call
+    alone has its batch divided, of which each core takes an image or two at a time, since one that decodes meanwhile
+    would hold up the others with an equal share; what does not come out even is computed by all of them together.
+    `threads` are all the cores of the process where no number is given; `whole` leaves batches whole, which
+    shows whether a graph mixes the images of one. CUDA computes float32 graphs in full float32, in batches of BUCKETS,
+    all of which are warm before the session is returned.
 
     Attributes:
         engine: such as "fp32/onnxruntime-cpu".
-        max_batch: the largest batch worth giving at once.
+        max_batch: the largest batch worth giving at once, to all lanes together.
+        lanes: how many calls are computed side by side.
         inputs: name, shape and type of each input of the graph.
         outputs: name, shape and type of each output of the graph.
 
@@ -66,12 +69,14 @@ class OnnxSession:
         threads = threads or cores()
         self._session = _open(model, device, threads=threads)
         self.engine = f"{precision}/onnxruntime-{device}"
-        self.max_batch = _MAX_BATCH[device]
         self.inputs = [(node.name, node.shape, node.type) for node in self._session.get_inputs()]
         self.outputs = [(node.name, node.shape, node.type) for node in self._session.get_outputs()]
         self._in_buckets = device == "cuda"
-        self._cores = 1 if self._in_buckets or whole else threads
-        if self._cores > 1:
+        self.lanes = 1 if self._in_buckets or whole else threads
+        self.max_batch = BUCKETS[-1] if self._in_buckets else _BATCH_A_CORE * threads
+        self._calls = 0
+        self._counting = threading.Lock()
+        if self.lanes > 1:
             self._one_thread = _open(model, device, threads=1)
             self._pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxruntime")
         if self._in_buckets:
@@ -84,16 +89,28 @@ class OnnxSession:
             EmbeddingError: the engine failed, for want of memory say.
         """
         try:
-            output = self._run_bucket(batch) if self._in_buckets else self._run_pieces(batch)
+            output = self._run_bucket(batch) if self._in_buckets else self._run_in_lane(batch)
         except Exception as error:
             raise EmbeddingError(f"the engine failed on {len(batch)} images: {_first_line(error)}") from error
         return cast(NDArray[np.float32], output)
 
-    def _run_pieces(self, batch: NDArray[Any]) -> Any:  # noqa: ANN401  # onnxruntime has no types
-        shared = len(batch) - len(batch) % self._cores
-        if self._cores == 1 or not shared:
+    def _run_in_lane(self, batch: NDArray[Any]) -> Any:  # noqa: ANN401  # onnxruntime has no types
+        if self.lanes == 1:
             return self._run(self._session, batch)
-        pieces = shared // 2 if shared % (2 * self._cores) == 0 else shared
+        with self._counting:
+            self._calls += 1
+            alone = self._calls == 1
+        try:
+            return self._run_pieces(batch) if alone else self._run(self._one_thread, batch)
+        finally:
+            with self._counting:
+                self._calls -= 1
+
+    def _run_pieces(self, batch: NDArray[Any]) -> Any:  # noqa: ANN401
+        shared = len(batch) - len(batch) % self.lanes
+        if not shared:
+            return self._run(self._session, batch)
+        pieces = shared // 2 if shared % (2 * self.lanes) == 0 else shared
         taken = self._pool.map(lambda piece: self._run(self._one_thread, piece), np.split(batch[:shared], pieces))
         outputs = list(taken)
         if shared < len(batch):

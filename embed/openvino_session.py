@@ -30,6 +30,7 @@ class OpenVinoSession:
     Attributes:
         engine: such as "int8/openvino-cpu".
         max_batch: the largest batch worth giving at once.
+        lanes: 1, as calls wait for each other.
 
     Raises:
         DeviceError: OpenVINO is not installed, or does not compute in float32.
@@ -48,6 +49,7 @@ class OpenVinoSession:
             raise DeviceError(f"OpenVINO was asked to compute in f32, it says {obtained}; ask for --device cpu")
         self.engine = f"{precision}/openvino-cpu"
         self.max_batch = _MAX_BATCH
+        self.lanes = 1
         self._smallest = 2 if precision == "int8" else 1
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()

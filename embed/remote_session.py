@@ -161,11 +161,13 @@ class RemoteSession:
     Attributes:
         engine: such as "fp32/remote-onnxruntime_onnx": what the server says it computes with.
         max_batch: the largest batch that the server takes, at most MAX_BATCH.
+        lanes: 1, one call at a time.
     """
 
     def __init__(self, model: RemoteModel, given: Tensor, made: Tensor, *, engine: str, max_batch: int) -> None:
         self.engine = engine
         self.max_batch = max_batch
+        self.lanes = 1
         self._model = model
         self._given = given
         self._made = made

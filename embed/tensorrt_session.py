@@ -159,6 +159,7 @@ class TensorRtSession:
     Attributes:
         engine: such as "fp16/tensorrt".
         max_batch: the largest bucket.
+        lanes: 1, as there is one stream.
 
     Raises:
         DeviceError: the plan is of another GPU, driver or TensorRT; or one of them is missing.
@@ -169,6 +170,7 @@ class TensorRtSession:
         _check_facts(facts)
         self.engine = f"{facts.precision}/tensorrt"
         self.max_batch = facts.batches[-1]
+        self.lanes = 1
         self._stream = Stream()
         # Objects of CUDA are no memory that Python could count: they go when this does, at the latest at exit.
         self._closing = weakref.finalize(self, self._stream.close)

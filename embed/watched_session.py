@@ -40,6 +40,7 @@ class WatchedSession:
     Attributes:
         engine: the session's.
         max_batch: the session's.
+        lanes: the session's.
 
     Raises:
         BackendUnavailableError: it is away.
@@ -50,6 +51,7 @@ class WatchedSession:
         self._watched = _Watched(start)
         self.engine = self._watched.session.engine
         self.max_batch = self._watched.session.max_batch
+        self.lanes = self._watched.session.lanes
         threading.Thread(target=self._watched.watch, name="model watch", daemon=True).start()
         # The thread knows nothing of this object, so that it can go.
         weakref.finalize(self, self._watched.end)

@@ -22,6 +22,7 @@ class Gate:
 
     engine = "fp32/onnxruntime-cpu"
     max_batch = 4
+    lanes = 1
 
     def __init__(self, session: OnnxSession) -> None:
         self._session = session

@@ -18,6 +18,7 @@ class NanForBrightLeft:
 
     engine = "fp32/onnxruntime-cpu"
     max_batch = 16
+    lanes = 1
 
     def __init__(self, session: OnnxSession) -> None:
         self._session = session
@@ -34,6 +35,7 @@ class Opposites:
 
     engine = "fp32/onnxruntime-cpu"
     max_batch = 16
+    lanes = 1
 
     def __call__(self, batch, /):
         middle = batch.shape[2] // 2

@@ -1,6 +1,7 @@
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -97,6 +98,26 @@ def test_an_image_embeds_alike_in_any_batch_within_the_bound_of_its_engine(flavo
         assert np.abs(apart - together).max() <= BATCH_BOUNDS[engine], size
     turned = np.concatenate([session(batch[::-1][:16]), session(batch[::-1][16:])])[::-1]
     assert np.abs(turned - together).max() <= BATCH_BOUNDS[engine]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_calls_at_a_time_each_get_what_they_get_alone(flavoured: Path, batch, precision: Precision):
+    session = start_session(read_artifact(flavoured), precision=precision, threads=3)
+    assert (session.lanes, session.max_batch) == (3, 24)
+    parts = [batch[start : start + size] for start, size in ((0, 1), (1, 2), (3, 3), (6, 8), (14, 5), (19, 7))]
+    alone = [session(part) for part in parts]
+    with ThreadPoolExecutor(3) as callers:
+        for _ in range(5):
+            for found, expected in zip(callers.map(session, parts), alone, strict=True):
+                np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(session(parts[3]), alone[3])
+
+
+def test_of_one_core_there_is_one_lane(flavoured: Path, batch):
+    artifact = read_artifact(flavoured)
+    session = start_session(artifact, threads=1)
+    assert (session.lanes, session.max_batch) == (1, 8)
+    np.testing.assert_array_equal(session(batch), start_session(artifact, threads=2)(batch))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 16, 17, 64, 65])

@@ -456,6 +456,37 @@ async def test_the_engine_is_given_no_more_at_once_than_the_limit(start, gate, i
     assert sorted(answer.batch_size for answer in answers) == [1, 1, 3, 3, 3, 3, 3, 3]
 
 
+class Lanes:
+    """A session of two lanes, whose first calls wait until both are under way."""
+
+    engine = "fp32/onnxruntime-cpu"
+    max_batch = 6
+    lanes = 2
+
+    def __init__(self, session: OnnxSession) -> None:
+        self._session = session
+        self._both = threading.Barrier(2, timeout=10)
+        self.batches: list[int] = []
+
+    def __call__(self, batch, /):
+        self.batches.append(len(batch))
+        if len(self.batches) <= 2:
+            self._both.wait()
+        return self._session(batch)
+
+
+async def test_each_lane_of_an_engine_computes_a_share_of_what_waits(model: Path, gallery: Path, images):
+    lanes = Lanes(OnnxSession((model / MODEL_FILE).read_bytes()))
+    pipeline = Pipeline(Embedder(read_artifact(model).contract, lanes), {"mall": open_gallery(gallery)})
+    asked = [pipeline.embed(images[place % len(images)]) for place in range(8)]
+    found = await asyncio.gather(*asked)
+    for (embedding, _), data in zip(found, [images[place % len(images)] for place in range(8)], strict=True):
+        np.testing.assert_array_equal(embedding, lanes._session(pipeline.embedder.prepare(data)[np.newaxis])[0])
+    assert sum(lanes.batches) == 8
+    assert max(lanes.batches) <= 3
+    await pipeline.close()
+
+
 async def test_hits_may_be_as_many_as_the_limit(start, gate, images):
     gate.opened.set()
     pipeline = start(Limits(top_k=5))

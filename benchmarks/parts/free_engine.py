@@ -34,6 +34,7 @@ class FreeSession:
 
     engine = ENGINE
     max_batch = 32
+    lanes = 1
 
     def __init__(self, *, leak: int = 0) -> None:
         self._leak = leak

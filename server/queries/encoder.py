@@ -31,21 +31,27 @@ class Encoded:
 
 
 class Encoder:
-    """A model, its decoders and its engine's thread.
+    """A model, its decoders, and a thread for each of its engine's lanes.
 
     Decoders are as many as there are cores and each takes one image at a time, so what waits is not begun. Where
-    nothing else is under way, a lone image is decoded on the engine's thread: there is nobody whom that delays, and one
-    thread less to wake.
+    nothing else is under way, a lone image is decoded on a thread of the engine's: there is nobody whom that delays
+    and one thread less to wake.
+
+    Attributes:
+        at_once: how many images the engine computes at a time, on all its lanes.
     """
 
     def __init__(self, embedder: Embedder, limits: Limits, telemetry: Telemetry) -> None:
+        most = limits.images_per_batch or embedder.max_batch // embedder.lanes
+        self.at_once = most * embedder.lanes
         self._embedder = embedder
         self._decoders: Batcher[bytes, Image] = Batcher(
             self._decode, most=1, workers=limits.decoders or cores(), name="decoder"
         )
         self._engine: Batcher[bytes | Image, Encoded] = Batcher(
             self._encode,
-            most=limits.images_per_batch or embedder.max_batch,
+            most=most,
+            workers=embedder.lanes,
             name="engine",
             patience=limits.stuck_seconds,
             tell=telemetry.batch,

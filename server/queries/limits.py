@@ -16,7 +16,7 @@ class Limits:
         imports_in_flight: images of all imports under way, beside those of queries.
         queue_seconds: a query that would wait for longer is refused.
         stuck_seconds: an engine that computes one batch for longer is stuck.
-        images_per_batch: what the engine is given at once; None for as many as its session says.
+        images_per_batch: what a lane of the engine is given at once; None for as many as its session says.
         decoders: threads that decode; None for one a core.
         top_k: hits of one search.
 

@@ -67,11 +67,12 @@ class Pipeline:
         self.pins = Pins() if pins is None else pins
         self._states = States(galleries, self.pins)
         self._thumbnails = Thumbnails(sources)
-        load = limits.images_per_batch or embedder.max_batch
         self._queries = Admission(
-            most=limits.images_in_flight, seconds=limits.queue_seconds, load=load, telemetry=telemetry
+            most=limits.images_in_flight, seconds=limits.queue_seconds, load=self._encoder.at_once, telemetry=telemetry
         )
-        self._imports = Admission(most=limits.imports_in_flight, seconds=math.inf, load=load, telemetry=telemetry)
+        self._imports = Admission(
+            most=limits.imports_in_flight, seconds=math.inf, load=self._encoder.at_once, telemetry=telemetry
+        )
 
     @property
     def stuck(self) -> bool:
