@@ -132,7 +132,7 @@ def serve(  # the settings in one list, as --help shows them
         images_in_flight: How many images may be under way; what is above is refused at once.
         images_per_call: How many images one call may carry.
         message_bytes: How large one message may be, such as 32MiB.
-        batch: How many images the engine computes at once; what was found best for it where it is not set.
+        batch: How many images a lane of the engine (a core) computes at once; what was found best where it is not set.
         grace: Seconds that calls under way may take after SIGTERM.
         probe_period: Seconds for which health says NOT_SERVING on SIGTERM while calls are still taken: as long as
             whoever sends calls here takes to see it.

@@ -51,7 +51,7 @@ class Settings:
         images_in_flight: how many images may be under way.
         images_per_call: how many images one call may carry.
         message_bytes: how large a message may be, bytes.
-        batch: how many images the engine computes at once; None for what is best for it.
+        batch: how many images a lane of the engine computes at once; None for what is best for it.
         keys: the file of API keys; None where anyone may ask for anything.
         tls_cert: the certificate chain, PEM; None for no TLS.
         tls_key: its private key, PEM.

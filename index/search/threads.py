@@ -1,6 +1,6 @@
 """The threads of searches. Work is divided among them here and never by the BLAS. Nothing else asks for threadpoolctl.
 
-A BLAS that divides a product has its threads wait for each other, and keeps them spinning for tens of milliseconds in
+A BLAS that divides a product has its threads wait for each other, and keeps them spinning for a good while in
 case another product follows: beside an engine on the same cores, a third of a server's time (benchmarks/workers.py).
 """
 
