@@ -65,6 +65,8 @@ ONE_QUERY_OVER_PRODUCT = 0.25
 BATCH_PRODUCT_OVER_EXACT = 0.9
 RECALL = 0.999
 BUILD_OVER_BARE = 0.95
+REST_SECONDS = 0.2
+"""Between two works: after a bare product the BLAS's threads spin for a while, on the cores of whatever comes next."""
 
 # A third of a ResNet-18's products, with random weights: what is timed is the way, and a small network shows it most.
 NETWORK = """
@@ -407,6 +409,7 @@ class Turns:
         self._seconds: dict[str, list[float]] = {name: [] for name in works}
         for turn in range(rounds + 1):
             for name, work in works.items():
+                time.sleep(REST_SECONDS)
                 start = time.perf_counter()
                 work()
                 if turn:
