@@ -65,7 +65,7 @@ class Assumptions(NamedTuple):
     busy_at_peak: float = 0.6
     spare_servers: int = 1
     images_per_core_second: float = 51
-    served_over_engine: float = 0.83
+    served_over_engine: float = 0.91
     read_gb_per_core_second: float = 13.5
     quantised_over_exact: float = 0.34
     server_cores: int = 8
