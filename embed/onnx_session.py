@@ -1,19 +1,23 @@
 """The ONNX Runtime session. Nothing else imports onnxruntime."""
 
 import ctypes
+import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from reidserve.embed.contract import Precision
 from reidserve.embed.cores import cores
 from reidserve.embed.images import Batch
 from reidserve.errors import ArtifactError, DeviceError, EmbeddingError
+
+# From 1.29 on its builds for Linux tell Microsoft of each session, under an id that they write into the home folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime  # it reads this once, when it is loaded
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 """Batch sizes that CUDA is given: a batch is padded to the next one, so few shapes are ever prepared for."""
