@@ -19,8 +19,8 @@ FROM python:${PYTHON}-slim
 RUN useradd --create-home --uid 10001 reidserve && install -d -o reidserve -g reidserve /data /data/galleries
 COPY --from=build /opt/reidserve /opt/reidserve
 ENV PATH=/opt/reidserve/bin:$PATH
-# What large images took goes back to the system: docs/deploying.md has what that was measured to be.
-ENV MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=131072 MALLOC_TRIM_THRESHOLD_=131072
+# What one thread let go of another one takes: docs/deploying.md has what that was measured to save.
+ENV MALLOC_ARENA_MAX=1
 USER 10001:10001
 WORKDIR /data
 EXPOSE 50051 8080
