@@ -204,6 +204,29 @@ async def test_an_engine_that_hangs_is_noticed_and_used_again_when_it_comes_back
     await batcher.close()
 
 
+async def test_an_engine_of_which_one_call_hangs_is_stuck_until_that_one_returns():
+    returns = {"first": threading.Event(), "second": threading.Event()}
+    batcher: Batcher = Batcher(
+        lambda items: [returns[item].wait(10) for item in items], most=1, workers=2, name="engine", patience=0.1
+    )
+    told = await asyncio.gather(*map(batcher.submit, returns), return_exceptions=True)
+    assert {type(one) for one in told} == {EngineStuckError}
+    returns["first"].set()
+    async with asyncio.timeout(10):
+        while len(batcher._under_way) == 2:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)
+    with pytest.raises(EngineStuckError):
+        batcher.check()
+    returns["second"].set()
+    async with asyncio.timeout(10):
+        while batcher.stuck:
+            await asyncio.sleep(0.01)
+    returns["third"] = returns["first"]
+    assert await batcher.submit("third")
+    await batcher.close()
+
+
 HANGING = """
 import asyncio, threading
 from reidserve.errors import EngineStuckError

@@ -40,7 +40,7 @@ class Batcher(Generic[_Item, _Answer]):
     Items go ahead or behind; the latter go last, and still get at least one turn in PASSED_OVER.
 
     A call of `compute` that takes longer than `patience` seconds is stuck: those who wait are told, and so is whoever
-    comes, until it returns. Its thread is no reason for the process not to end.
+    comes, until it and all others that are stuck return. Its thread is no reason for the process not to end.
 
     Attributes:
         stuck: whether a call has taken longer than it should.
@@ -169,7 +169,8 @@ class Batcher(Generic[_Item, _Answer]):
 
     def _end(self, batch: _Batch[_Item, _Answer], results: Sequence[_Answer | Exception], seconds: float) -> None:
         if batch.stuck:
-            self.stuck = False
+            with self._changed:
+                self.stuck = any(other.stuck for other in self._under_way)
         self._tell(len(batch.items), seconds)
         for answer, result in zip(batch.answers, results, strict=True):
             if answer.done():
