@@ -1,8 +1,11 @@
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,3 +111,31 @@ def test_many_at_a_time_leave_the_products_as_they_were():
 
     with ThreadPoolExecutor(4) as callers:
         assert max(callers.map(lambda _: often(), range(4))) <= 1e-4
+
+
+SERVING = """
+import sys, os, signal, pathlib, asyncio, threadpoolctl
+from reidserve.server import Settings, serve
+
+def said():
+    libraries = threadpoolctl.threadpool_info()
+    print([one["num_threads"] for one in libraries if one["user_api"] == "blas" and "numpy" in one["filepath"]])
+
+def ready(_):
+    said()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+import numpy
+threadpoolctl.threadpool_limits(2, "blas")
+said()
+asyncio.run(serve(Settings(pathlib.Path(sys.argv[1]), [pathlib.Path(sys.argv[2])], "127.0.0.1:0"), on_ready=ready))
+said()
+"""
+
+
+def test_a_server_leaves_products_undivided_for_as_long_as_it_serves(model: Path, gallery: Path):
+    served = subprocess.run(
+        [sys.executable, "-P", "-c", SERVING, model, gallery], capture_output=True, text=True, check=False
+    )
+    assert served.returncode == 0, served.stderr
+    assert served.stdout.split() == ["[2]", "[1]", "[2]"]
